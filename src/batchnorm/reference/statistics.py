@@ -1,7 +1,12 @@
-"""Statistics of a channel: of one batch, over time, and of a population. Equation numbers refer to ``DERIVATION.md``.
+"""Statistics of a channel: of one batch, over time, and of a population. Equation numbers: ``DERIVATION.md``.
 
 Channels are axis 1 of ``x`` everywhere, and `to_rows` is the one place that knows it. ``var`` is biased (divides by
 ``count``); ``unbiased_var`` divides by ``count - 1``, and only running and population statistics use it.
+
+References
+----------
+Ioffe and Szegedy 2015, "Batch Normalization", arXiv:1502.03167, Algorithms 1 and 2.
+Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American Statistician 37(3).
 """
 
 import functools
@@ -28,7 +33,7 @@ class Statistics(NamedTuple):
 
     mean: Array
     var: Array
-    count: int
+    count: int  # type: ignore[assignment]  # the glossary's word, at the price of tuple.count
 
 
 def as_batch(x: ArrayLike) -> Array:
@@ -72,19 +77,8 @@ def centre(rows: Array) -> tuple[Array, Array]:
     """Return the mean of the rows and what is left of them without it, both to a few ulp.
 
     The mean is kept in two parts while it is subtracted. One float64 cannot hold the mean of values whose mean is
-    1e6 times their deviation to better than 1e-10 deviations; the second part holds the rest.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (count, C)
-        Values to centre.
-
-    Returns
-    -------
-    mean : ndarray of shape (C,)
-        Rounded to float64.
-    centred : ndarray of shape (count, C)
-        ``rows - mean`` for the unrounded mean.
+    1e6 times their deviation to better than 1e-10 deviations; the second part holds the rest. For rows of shape
+    (count, C) the mean has shape (C,) and is rounded; the centred values are those of the unrounded mean.
     """
     head = row_mean(rows)  # (61)
     tail = row_mean(rows - head)  # (62)
@@ -111,10 +105,6 @@ def batch_statistics(x: ArrayLike) -> Statistics:
     ValueError
         ``x`` has fewer than two axes.
 
-    References
-    ----------
-    Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithm 1, lines 1 and 2.
-
     Examples
     --------
     >>> mean, var, count = batch_statistics([[1.0, 10.0], [3.0, 10.0]])
@@ -135,7 +125,7 @@ def unbiased_var(var: ArrayLike, count: int) -> Array:
     var : array_like of shape (C,)
         Biased variance.
     count : int
-        Values per channel, at least 2.
+        Values per channel.
 
     Returns
     -------
@@ -165,8 +155,8 @@ def averaging_factor(momentum: float | None, num_batches_tracked: int) -> float:
     Parameters
     ----------
     momentum : float in [0, 1], or None
-        Weight of the new batch (torch's convention: 0 never updates, 1 remembers nothing else). None gives every
-        batch the same weight: the running values are then the plain means over all batches.
+        Weight of the new batch (torch's convention: 0 never updates, 1 remembers nothing else). None: the running
+        values are the plain means over all batches.
     num_batches_tracked : int
         Batches seen so far, this one included.
 
@@ -247,7 +237,7 @@ def update_running(
 
 
 def population_statistics(batches: Iterable[ArrayLike]) -> tuple[Array, Array]:
-    """Statistics for inference as in the paper: averages over the batches of a frozen network.
+    """Statistics for inference by Algorithm 2, line 10 of the paper: averages over the batches of a frozen network.
 
     It assumes batches of one size, and that batch means do not differ by more than chance: the variance between them
     enters only through ``count / (count - 1)``, which is right on average for independent values. `exact_population`
@@ -268,10 +258,6 @@ def population_statistics(batches: Iterable[ArrayLike]) -> tuple[Array, Array]:
     ValueError
         There is no batch, the counts differ, or the count is below 2.
 
-    References
-    ----------
-    Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithm 2, line 10.
-
     Examples
     --------
     >>> mean, unbiased_var = population_statistics([[[0.0], [2.0]], [[4.0], [10.0]]])
@@ -288,7 +274,7 @@ def population_statistics(batches: Iterable[ArrayLike]) -> tuple[Array, Array]:
 
 
 def merge(statistics_a: Statistics, statistics_b: Statistics) -> Statistics:
-    """Statistics of two sets of values together, from those of each: no approximation, any two counts.
+    """Statistics of two sets together, from those of each, for any two counts: Chan, Golub and LeVeque (1.5a, b).
 
     Parameters
     ----------
@@ -299,11 +285,6 @@ def merge(statistics_a: Statistics, statistics_b: Statistics) -> Statistics:
     -------
     Statistics
         Of the union.
-
-    References
-    ----------
-    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American Statistician 37(3),
-    equations (1.5a) and (1.5b).
 
     Examples
     --------
@@ -357,15 +338,7 @@ def naive_var(x: NDArray[np.floating]) -> NDArray[np.floating]:
 
     Its relative error grows like (mean / deviation)^2 units in the last place, and the result may be negative.
 
-    Parameters
-    ----------
-    x : ndarray of shape (N, C, *S), floating
-        Not converted: the dtype is the point.
-
-    Returns
-    -------
-    ndarray of shape (C,), dtype of ``x``
-        The biased variance, or what is left of it.
+    ``x`` of shape (N, C, *S) is not converted, because its dtype is the point; the result has shape (C,).
     """
     axes = (0, *range(2, x.ndim))
     return np.asarray(np.mean(x * x, axis=axes, dtype=x.dtype) - np.mean(x, axis=axes, dtype=x.dtype) ** 2)  # (59)
