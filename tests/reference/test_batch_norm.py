@@ -3,6 +3,7 @@
 Gradients are tested under a random dy: a sum() loss has dx = 0 whatever the backward does (DERIVATION, section 10).
 """
 
+import doctest
 import math
 import re
 from fractions import Fraction
@@ -351,6 +352,13 @@ def test_backward_says_what_must_hold():
             backward(x, test)
     with pytest.raises(ValueError, match=r"comes from forward_train\. Try backward"):
         batch_norm.backward_test(x, train)
+
+
+@pytest.mark.parametrize("module", [activations, batch_norm, statistics])
+def test_examples_in_docstrings_run(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
 
 
 def test_every_equation_cited_in_the_code_is_in_the_derivation_in_order():

@@ -56,7 +56,7 @@ def test_rows_are_samples_and_positions_and_come_back(shape):
 
 def test_naive_variance_fails_where_batch_statistics_do_not():
     x = np.random.default_rng(0).normal(1e4, 1.0, (1000, 4)).astype(np.float32)
-    exact = [var_of(column)[1] for column in x.T]
+    exact = [exact_mean_and_var(column)[1] for column in x.T]
     assert naive_var(x).dtype == np.float32
     assert np.min(np.abs(naive_var(x) / exact - 1.0)) > 0.5  # 1e4^2 * 6e-8 = 6
     np.testing.assert_allclose(batch_statistics(x).var, exact, rtol=1e-15)
@@ -64,13 +64,20 @@ def test_naive_variance_fails_where_batch_statistics_do_not():
 
 def test_naive_variance_loses_digits_in_float64_too():
     x = np.random.default_rng(1).normal(1e6, 1.0, (100, 1))
-    mean, var = var_of(x[:, 0])
+    mean, var = exact_mean_and_var(x[:, 0])
     assert abs(naive_var(x)[0] / var - 1.0) > 1e-6  # (60): 1e6^2 * 1e-16 = 1e-4
     np.testing.assert_allclose(batch_statistics(x).mean, mean, rtol=2**-52)
     np.testing.assert_allclose(batch_statistics(x).var, var, rtol=1e-15)
 
 
-def var_of(column):
+def test_mean_is_rounded_once():
+    x = np.random.default_rng(9).normal(1e6, 1.0, (1000, 20))
+    exact = [exact_mean_and_var(column)[0] for column in x.T]
+    assert np.any(x.mean(axis=0) != exact)
+    np.testing.assert_array_equal(batch_statistics(x).mean, exact)
+
+
+def exact_mean_and_var(column):
     """Mean and biased variance in rational arithmetic."""
     values = [Fraction(float(v)) for v in column]
     mean = sum(values) / len(values)
@@ -203,7 +210,7 @@ def test_merge_keeps_digits_when_the_mean_is_large():
     x = np.random.default_rng(7).normal(1e6, 1.0, (200, 1))
     merged = merge(batch_statistics(x[:70]), batch_statistics(x[70:]))
     # The two means are rounded to 1e-10 deviations, and their difference of 0.1 deviations enters squared.
-    np.testing.assert_allclose(merged.var, var_of(x[:, 0])[1], rtol=1e-10)
+    np.testing.assert_allclose(merged.var, exact_mean_and_var(x[:, 0])[1], rtol=1e-10)
 
 
 def test_merge_is_associative_commutative_and_has_a_neutral_element():
