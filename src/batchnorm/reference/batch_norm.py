@@ -2,7 +2,8 @@
 
 The algebra is written once, for a dense layer: rows of shape (count, C). A spatial batch (N, C, *S) is reshaped to
 rows on entry and back on return, which is all that section 3.2 of the paper asks for. Everything is float64 and good
-to a few ulp for moderate values, for values up to 1e100, and for means up to 1e8 times the deviation.
+to a few ulp for moderate values, for values up to 1e100, and for means up to 1e12 times the deviation. A channel that
+holds a NaN or an infinity becomes NaN, and no other channel does; for an infinity NumPy also warns.
 
 References
 ----------
@@ -152,7 +153,7 @@ def forward_test(
         The batch, of any size.
     running_mean, running_var : array_like of shape (C,)
         Stored statistics. ``running_var`` is used as it is.
-    weight, bias, eps, activation, residual
+    weight, bias, eps, activation, residual : optional
         As in `forward_train`.
 
     Returns
@@ -272,8 +273,8 @@ def _normalize(
     training: bool,
 ) -> tuple[Array, Cache]:
     """Everything after centring, which both modes share: ``eps`` has one definition."""
-    scale, shift = _per_channel("weight", weight, x, neutral=1.0), _per_channel("bias", bias, x, neutral=0.0)
-    added = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
+    weight, bias = _per_channel("weight", weight, x, neutral=1.0), _per_channel("bias", bias, x, neutral=0.0)
+    residual = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
     if not eps >= 0 or np.any(var + eps <= 0):
         raise ValueError(
             f"var + eps must be positive in every channel and eps at least 0, but eps is {eps} and the smallest "
@@ -282,8 +283,8 @@ def _normalize(
     std = np.sqrt(var + eps)  # (5)
     invstd = 1.0 / std  # (6)
     x_hat = centred * invstd  # (7)
-    scaled = x_hat * scale  # (8)
-    z = from_rows(scaled + shift, x.shape) + added  # (9)
+    scaled = x_hat * weight  # (8)
+    z = from_rows(scaled + bias, x.shape) + residual  # (9)
     y = get_activation(activation).function(z)  # (10)
     cache = Cache(
         x=x,
@@ -293,7 +294,7 @@ def _normalize(
         mean=mean,
         var=var,
         invstd=invstd,
-        weight=scale,
+        weight=weight,
         count=len(centred),
         eps=eps,
         activation=activation,
