@@ -353,6 +353,10 @@ def test_a_sum_loss_cannot_see_a_wrong_backward():
         (lambda: batch_norm.forward_train(np.zeros((4, 3)), eps=0.0), r"var \+ eps must be positive.*Try eps=1e-5"),
         (lambda: batch_norm.forward_train(np.ones((4, 3)), eps=-1.0), r"eps at least 0, but eps is -1.0"),
         (lambda: batch_norm.forward_train(np.ones((4, 3)), activation="mish"), r"relu.*silu.*'mish'"),
+        (
+            lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(3), None),
+            r"running_var must have shape \(3,\).*\(\)",
+        ),
         (lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(2), np.ones(3)), r"running_mean must have shape"),
         (lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(3), -np.ones(3)), r"smallest var is -1.0"),
     ],

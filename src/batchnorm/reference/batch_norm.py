@@ -188,9 +188,9 @@ def backward_nodes(dy: ArrayLike, cache: Cache) -> Gradients:
     six formulas; ``DERIVATION.md`` leads from one form to the other.
     """
     _check_mode(cache, training=True)
-    if cache.count == 0:
-        return _no_gradients(cache)
     dz = _through_activation(dy, cache)  # activate: (12)
+    if cache.count == 0:
+        return _sums_of_nothing(dz, cache)
     rows, x_hat, centred = to_rows(dz), to_rows(cache.x_hat), to_rows(cache.centred)
 
     dresidual = dz  # add: (13)
@@ -237,9 +237,9 @@ def backward(dy: ArrayLike, cache: Cache) -> Gradients:
     ([[0.353], [-0.309], [-0.044]], [1.0])
     """
     _check_mode(cache, training=True)
-    if cache.count == 0:
-        return _no_gradients(cache)
     dz = _through_activation(dy, cache)  # (12)
+    if cache.count == 0:
+        return _sums_of_nothing(dz, cache)
     rows, x_hat = to_rows(dz), to_rows(cache.x_hat)
     dbias, dweight = row_sum(rows), row_sum(rows * x_hat)  # (14), (15)
     dx = cache.weight * cache.invstd * (rows - (dbias + x_hat * dweight) / cache.count)  # (30)
@@ -273,7 +273,8 @@ def _normalize(
     training: bool,
 ) -> tuple[Array, Cache]:
     """Everything after centring, which both modes share: ``eps`` has one definition."""
-    weight, bias = _per_channel("weight", weight, x, neutral=1.0), _per_channel("bias", bias, x, neutral=0.0)
+    weight = np.ones(x.shape[1]) if weight is None else _per_channel("weight", weight, x)
+    bias = np.zeros(x.shape[1]) if bias is None else _per_channel("bias", bias, x)
     residual = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
     if not eps >= 0 or np.any(var + eps <= 0):
         raise ValueError(
@@ -307,10 +308,9 @@ def _through_activation(dy: ArrayLike, cache: Cache) -> Array:
     return _like_x("dy", dy, cache.x) * get_activation(cache.activation).derivative(cache.z)  # (12)
 
 
-def _no_gradients(cache: Cache) -> Gradients:
-    """Gradients of an empty batch: empty, and sums of nothing."""
-    nothing, zeros = np.empty(cache.x.shape), np.zeros_like(cache.weight)
-    return Gradients(dx=nothing, dweight=zeros, dbias=zeros.copy(), dresidual=nothing.copy())
+def _sums_of_nothing(dz: Array, cache: Cache) -> Gradients:
+    """Gradients of an empty batch, whose statistics are NaN."""
+    return Gradients(dz.copy(), np.zeros_like(cache.weight), np.zeros_like(cache.weight), dz)
 
 
 def _check_mode(cache: Cache, *, training: bool) -> None:
@@ -319,9 +319,9 @@ def _check_mode(cache: Cache, *, training: bool) -> None:
         raise ValueError(f"the cache must come from the same mode, but it comes from {came}. Try {fits}.")
 
 
-def _per_channel(name: str, value: ArrayLike | None, x: Array, neutral: float = 0.0) -> Array:
+def _per_channel(name: str, value: ArrayLike, x: Array) -> Array:
     channels = x.shape[1]
-    array = np.full(channels, neutral) if value is None else np.asarray(value, dtype=np.float64)
+    array = np.asarray(value, dtype=np.float64)
     if array.shape != (channels,):
         raise ValueError(
             f"{name} must have shape ({channels},), one value per channel of x (axis 1 of {x.shape}), but has shape "
