@@ -194,11 +194,32 @@ def test_empty_batch():
         np.testing.assert_array_equal([gradients.dweight, gradients.dbias], np.zeros((2, 3)))
 
 
+def test_nan_stays_in_its_channel():
+    x = np.random.default_rng(9).normal(size=(6, 2))
+    expected, _ = batch_norm.forward_train(x)
+    x[3, 0] = np.nan
+    y, cache = batch_norm.forward_train(x)
+    assert np.isnan(y[:, 0]).all()
+    np.testing.assert_array_equal(y[:, 1], expected[:, 1])
+    np.testing.assert_array_equal(np.isnan(batch_norm.backward(x, cache).dx).all(axis=0), [True, False])
+
+
 # --- hard regimes ---
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation"), [(0.0, 1.0), (1e6, 1.0), (-1e8, 1.0), (1e-3, 1e-9), (0.0, 1e30), (1e30, 1e24), (1e30, 1e22)]
+    ("mean", "deviation"),
+    [
+        (0.0, 1.0),
+        (1e6, 1.0),
+        (-1e8, 1.0),
+        (1e-3, 1e-9),
+        (0.0, 1e30),
+        (1e30, 1e24),
+        (1e30, 1e22),
+        (1e12, 1.0),
+        (0.0, 1e99),
+    ],
 )
 def test_agrees_with_rational_arithmetic(mean, deviation):
     rng = np.random.default_rng(3)
@@ -332,6 +353,10 @@ def test_a_sum_loss_cannot_see_a_wrong_backward():
         (lambda: batch_norm.forward_train(np.zeros((4, 3)), eps=0.0), r"var \+ eps must be positive.*Try eps=1e-5"),
         (lambda: batch_norm.forward_train(np.ones((4, 3)), eps=-1.0), r"eps at least 0, but eps is -1.0"),
         (lambda: batch_norm.forward_train(np.ones((4, 3)), activation="mish"), r"relu.*silu.*'mish'"),
+        (
+            lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(3), None),
+            r"running_var must have shape \(3,\).*\(\)",
+        ),
         (lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(2), np.ones(3)), r"running_mean must have shape"),
         (lambda: batch_norm.forward_test(np.zeros((4, 3)), np.zeros(3), -np.ones(3)), r"smallest var is -1.0"),
     ],

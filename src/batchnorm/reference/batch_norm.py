@@ -2,7 +2,8 @@
 
 The algebra is written once, for a dense layer: rows of shape (count, C). A spatial batch (N, C, *S) is reshaped to
 rows on entry and back on return, which is all that section 3.2 of the paper asks for. Everything is float64 and good
-to a few ulp for moderate values, for values up to 1e100, and for means up to 1e8 times the deviation.
+to a few ulp for moderate values, for values up to 1e100, and for means up to 1e12 times the deviation. A channel that
+holds a NaN or an infinity becomes NaN, and no other channel does; for an infinity NumPy also warns.
 
 References
 ----------
@@ -152,7 +153,7 @@ def forward_test(
         The batch, of any size.
     running_mean, running_var : array_like of shape (C,)
         Stored statistics. ``running_var`` is used as it is.
-    weight, bias, eps, activation, residual
+    weight, bias, eps, activation, residual : optional
         As in `forward_train`.
 
     Returns
@@ -187,9 +188,9 @@ def backward_nodes(dy: ArrayLike, cache: Cache) -> Gradients:
     six formulas; ``DERIVATION.md`` leads from one form to the other.
     """
     _check_mode(cache, training=True)
-    if cache.count == 0:
-        return _no_gradients(cache)
     dz = _through_activation(dy, cache)  # activate: (12)
+    if cache.count == 0:
+        return _sums_of_nothing(dz, cache)
     rows, x_hat, centred = to_rows(dz), to_rows(cache.x_hat), to_rows(cache.centred)
 
     dresidual = dz  # add: (13)
@@ -236,9 +237,9 @@ def backward(dy: ArrayLike, cache: Cache) -> Gradients:
     ([[0.353], [-0.309], [-0.044]], [1.0])
     """
     _check_mode(cache, training=True)
-    if cache.count == 0:
-        return _no_gradients(cache)
     dz = _through_activation(dy, cache)  # (12)
+    if cache.count == 0:
+        return _sums_of_nothing(dz, cache)
     rows, x_hat = to_rows(dz), to_rows(cache.x_hat)
     dbias, dweight = row_sum(rows), row_sum(rows * x_hat)  # (14), (15)
     dx = cache.weight * cache.invstd * (rows - (dbias + x_hat * dweight) / cache.count)  # (30)
@@ -272,8 +273,9 @@ def _normalize(
     training: bool,
 ) -> tuple[Array, Cache]:
     """Everything after centring, which both modes share: ``eps`` has one definition."""
-    scale, shift = _per_channel("weight", weight, x, neutral=1.0), _per_channel("bias", bias, x, neutral=0.0)
-    added = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
+    weight = np.ones(x.shape[1]) if weight is None else _per_channel("weight", weight, x)
+    bias = np.zeros(x.shape[1]) if bias is None else _per_channel("bias", bias, x)
+    residual = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
     if not eps >= 0 or np.any(var + eps <= 0):
         raise ValueError(
             f"var + eps must be positive in every channel and eps at least 0, but eps is {eps} and the smallest "
@@ -282,8 +284,8 @@ def _normalize(
     std = np.sqrt(var + eps)  # (5)
     invstd = 1.0 / std  # (6)
     x_hat = centred * invstd  # (7)
-    scaled = x_hat * scale  # (8)
-    z = from_rows(scaled + shift, x.shape) + added  # (9)
+    scaled = x_hat * weight  # (8)
+    z = from_rows(scaled + bias, x.shape) + residual  # (9)
     y = get_activation(activation).function(z)  # (10)
     cache = Cache(
         x=x,
@@ -293,7 +295,7 @@ def _normalize(
         mean=mean,
         var=var,
         invstd=invstd,
-        weight=scale,
+        weight=weight,
         count=len(centred),
         eps=eps,
         activation=activation,
@@ -306,10 +308,9 @@ def _through_activation(dy: ArrayLike, cache: Cache) -> Array:
     return _like_x("dy", dy, cache.x) * get_activation(cache.activation).derivative(cache.z)  # (12)
 
 
-def _no_gradients(cache: Cache) -> Gradients:
-    """Gradients of an empty batch: empty, and sums of nothing."""
-    nothing, zeros = np.empty(cache.x.shape), np.zeros_like(cache.weight)
-    return Gradients(dx=nothing, dweight=zeros, dbias=zeros.copy(), dresidual=nothing.copy())
+def _sums_of_nothing(dz: Array, cache: Cache) -> Gradients:
+    """Gradients of an empty batch, whose statistics are NaN."""
+    return Gradients(dz.copy(), np.zeros_like(cache.weight), np.zeros_like(cache.weight), dz)
 
 
 def _check_mode(cache: Cache, *, training: bool) -> None:
@@ -318,9 +319,9 @@ def _check_mode(cache: Cache, *, training: bool) -> None:
         raise ValueError(f"the cache must come from the same mode, but it comes from {came}. Try {fits}.")
 
 
-def _per_channel(name: str, value: ArrayLike | None, x: Array, neutral: float = 0.0) -> Array:
+def _per_channel(name: str, value: ArrayLike, x: Array) -> Array:
     channels = x.shape[1]
-    array = np.full(channels, neutral) if value is None else np.asarray(value, dtype=np.float64)
+    array = np.asarray(value, dtype=np.float64)
     if array.shape != (channels,):
         raise ValueError(
             f"{name} must have shape ({channels},), one value per channel of x (axis 1 of {x.shape}), but has shape "
