@@ -112,12 +112,3 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto"))]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert not missing, f"{page}: {missing}"
-
-
-def test_equations_cited_in_the_reference_exist() -> None:
-    """`# (7)` at a line of the reference is an equation of DERIVATION.md."""
-    folder = ROOT / "src" / "batchnorm" / "reference"
-    tags = set(re.findall(r"\\qquad \((\d+)\)", (folder / "DERIVATION.md").read_text(encoding="utf-8")))
-    cited = {n for f in folder.glob("*.py") for line in re.findall(r"#.*$", f.read_text(), re.MULTILINE) for n in re.findall(r"\((\d+)\)", line)}
-    assert len(cited) > 10
-    assert cited <= tags, f"cited and not in DERIVATION.md: {sorted(cited - tags, key=int)}"

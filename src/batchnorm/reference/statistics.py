@@ -237,7 +237,7 @@ def update_running(
 
 
 def population_statistics(batches: Iterable[ArrayLike]) -> tuple[Array, Array]:
-    """Statistics for inference by Algorithm 2, line 10 of the paper: averages over the batches of a frozen network.
+    """Return the statistics of Algorithm 2, line 10 of the paper: averages over the batches of a frozen network.
 
     It assumes batches of one size, and that batch means do not differ by more than chance: the variance between them
     enters only through ``count / (count - 1)``, which is right on average for independent values. `exact_population`
@@ -274,7 +274,7 @@ def population_statistics(batches: Iterable[ArrayLike]) -> tuple[Array, Array]:
 
 
 def merge(statistics_a: Statistics, statistics_b: Statistics) -> Statistics:
-    """Statistics of two sets together, from those of each, for any two counts: Chan, Golub and LeVeque (1.5a, b).
+    """Merge the statistics of two sets into those of their union, by Chan, Golub and LeVeque (1.5a, b).
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def merge(statistics_a: Statistics, statistics_b: Statistics) -> Statistics:
 
 
 def exact_population(batches: Iterable[ArrayLike]) -> Statistics:
-    """Statistics of all batches as if they were one, however unevenly they are split.
+    """Return the statistics of all batches as if they were one, however unevenly they are split.
 
     Unlike `population_statistics` it weighs each batch by its count and adds the variance between the batch means.
     Its ``var`` is biased like that of a batch: apply `unbiased_var` for an estimate of where the values came from.
