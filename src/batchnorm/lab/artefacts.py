@@ -10,12 +10,11 @@ One run is one directory::
         trial.json     {"status": "finished" | "diverged" | "interrupted", "step": ..., "reason": ...}
     summary.json       written by the report, like figures/ and report.html
 
-JSON has no NaN: values that are not finite are stored as ``null`` and come back as NaN. Every file except ``records.jsonl``
-is written whole under another name and then renamed, so a reader never meets half of one.
+JSON has no NaN: values that are not finite are stored as ``null`` and come back as NaN. Every file except
+``records.jsonl`` is written whole under another name and then renamed, so a reader never meets half of one.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,16 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnorm.lab.errors import LabError, OutputError
+from batchnorm.lab.errors import OutputError
+from batchnorm.lab.files import jsonable, reason_of, write_json
 
 FORMAT = 1
 RUN_STATUSES = ("finished", "interrupted")
 TRIAL_STATUSES = ("finished", "diverged", "interrupted")
 
 _TRIAL_NAME = re.compile(r"(?P<norm>[a-z][a-z0-9_]*)-lr(?P<lr>[0-9.e+-]+)-seed(?P<seed>\d+)")
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
 
 
 class RunWriter:
@@ -83,7 +80,7 @@ class RunWriter:
             (path / "trials").mkdir()
         except OSError as error:
             raise OutputError(
-                f"cannot write the run to {path}: {_reason(error)}; give --out a writable place"
+                f"cannot write the run to {path}: {reason_of(error)}; give --out a writable place"
             ) from error
         write_json(path / "config.json", {"format": FORMAT, **config})
         write_json(path / "environment.json", environment)
@@ -115,7 +112,7 @@ class RunWriter:
             path.mkdir()
             (path / "records.jsonl").touch()
         except OSError as error:
-            raise OutputError(f"cannot write the trial to {path}: {_reason(error)}") from error
+            raise OutputError(f"cannot write the trial to {path}: {reason_of(error)}") from error
         return TrialWriter(path)
 
     def finish(self, status: str) -> None:
@@ -142,20 +139,20 @@ class TrialWriter:
         Parameters
         ----------
         record : dict
-            ``step``, ``train_loss``, ``test_loss``, ``test_accuracy``, ``saturated`` (per hidden layer), ``percentiles``
-            (3, units) and ``step_seconds``. Arrays become lists; values that are not finite become null.
+            One value for each array field of :class:`Trial`, with ``step`` for ``steps``. Arrays become lists; values
+            that are not finite become null.
 
         Raises
         ------
         OutputError
             The disk refuses.
         """
-        line = json.dumps(_jsonable(record), allow_nan=False, separators=(",", ":"))
+        line = json.dumps(jsonable(record), allow_nan=False, separators=(",", ":"))
         try:
             with (self.path / "records.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise OutputError(f"cannot write to {self.path}: {_reason(error)}") from error
+            raise OutputError(f"cannot write to {self.path}: {reason_of(error)}") from error
 
     def end(self, *, status: str, step: int, reason: str = "") -> None:
         """Say how the trial ended.
@@ -194,70 +191,6 @@ def trial_name(norm: str, lr: float, seed: int) -> str:
     return f"{norm}-lr{short if float(short) == lr else repr(lr)}-seed{seed}"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, all of it or nothing.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    value : object
-        Mappings, sequences, NumPy arrays, paths, strings, numbers, None.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
-    """
-    write_text(path, json.dumps(_jsonable(value), allow_nan=False, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` under another name and rename it, so that nobody reads half of it.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    text : str
-        Its whole content.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str | int | float | None):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Sequence):
-        return [_jsonable(item) for item in value]
-    raise TypeError(f"a run directory holds JSON values and arrays, not {type(value).__name__}")
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Trial:
     """One arm at one learning rate with one seed, as recorded; T evaluations, L hidden layers, U units in the last one.
@@ -279,7 +212,8 @@ class Trial:
     steps : ndarray of shape (T,), dtype=np.int64
         Steps of training before each evaluation.
     train_loss, test_loss, test_accuracy, step_seconds : ndarray of shape (T,), dtype=np.float64
-        Mean training loss since the previous record; loss and accuracy in [0, 1] on the test set; seconds per training step.
+        Mean training loss since the previous record; loss and accuracy in [0, 1] on the test set; seconds per training
+        step.
     saturated : ndarray of shape (T, L), dtype=np.float64
         Share of saturated units per hidden layer.
     percentiles : ndarray of shape (T, 3, U), dtype=np.float64
@@ -343,16 +277,18 @@ def read_run(path: str | Path) -> Run:
 
     Raises
     ------
-    LabError
+    OutputError
         ``path`` is not a run directory, or one of its files is damaged; the message names the file.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
         what = "does not exist" if not path.exists() else "is a file" if path.is_file() else "holds no config.json"
-        raise LabError(f"{path} is not a run directory: it {what}; give the directory that `batchnorm compare` printed")
+        raise OutputError(
+            f"{path} is not a run directory: it {what}; give the directory that `batchnorm compare` printed"
+        )
     config = _read_mapping(path / "config.json", require=("config", "data", "model"))
     if config.get("format") != FORMAT:
-        raise LabError(
+        raise OutputError(
             f"{path / 'config.json'} has format {config.get('format')!r}, this version reads {FORMAT}; run again"
         )
     environment = _read_mapping(path / "environment.json") if (path / "environment.json").is_file() else {}
@@ -370,7 +306,7 @@ def read_run(path: str | Path) -> Run:
 def _read_trial(path: Path) -> Trial:
     name = _TRIAL_NAME.fullmatch(path.name)
     if name is None:
-        raise LabError(
+        raise OutputError(
             f"{path} is not a trial: directories in trials/ are named <norm>-lr<lr>-seed<seed>; move it away"
         )
     records = _read_records(path / "records.jsonl")
@@ -394,7 +330,9 @@ def _read_trial(path: Path) -> Trial:
             },
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise LabError(f"{path / 'records.jsonl'} is damaged: {error!r}; delete this trial and report again") from error
+        raise OutputError(
+            f"{path / 'records.jsonl'} is damaged: {error!r}; delete this trial and report again"
+        ) from error
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -408,7 +346,9 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):  # no newline after it: the process was killed while writing
                 break
-            raise LabError(f"{path}, line {number} is damaged: {error}; delete this trial and report again") from error
+            raise OutputError(
+                f"{path}, line {number} is damaged: {error}; delete this trial and report again"
+            ) from error
     return records
 
 
@@ -425,7 +365,7 @@ def _read_mapping(path: Path, require: Sequence[str] = ()) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LabError(f"{path} cannot be read: {error}") from error
+        raise OutputError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict) or any(key not in value for key in require):
-        raise LabError(f"{path} is damaged: it must hold {', '.join(require) or 'a JSON object'}")
+        raise OutputError(f"{path} is damaged: it must hold {', '.join(require) or 'a JSON object'}")
     return value
