@@ -86,7 +86,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Summary:
-    """All numbers of a run; ``time_ratio`` is the best comparison's ratio of steps over the ratio of seconds per step."""
+    """All numbers of a run; ``time_ratio`` is the best comparison's ratio over the ratio of seconds per step."""
 
     status: str
     steps: int

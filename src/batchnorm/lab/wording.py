@@ -80,8 +80,7 @@ def _comparison_table(summary: Summary) -> Table:
         reached = f"{comparison.reached} of {comparison.targets}" if comparison.targets else "-"
         rows.append([
             kind,
-            f"{comparison.none_lr:g}",
-            f"{comparison.batch_lr:g}",
+            f"{comparison.none_lr:g}" if comparison.kind == "matched" else _both_rates(comparison.none_lr, comparison.batch_lr),
             percent(comparison.target) if comparison.targets else f"none: {_why_no_target(comparison)}",
             count(comparison.none_steps) if comparison.targets else "-",
             count(comparison.batch_steps) if comparison.targets else "-",
@@ -91,10 +90,10 @@ def _comparison_table(summary: Summary) -> Table:
         ])  # fmt: skip
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
-        columns=["comparison", "lr without", "lr with", "target", "steps without", "steps with", "ratio", "range", "reached"],
+        columns=["comparison", "lr", "target", "steps without BN", "steps with BN", "ratio", "range", "reached"],
         rows=rows,
-        note="Target: mean over seeds; each seed has its own. Steps and ratio: median over seeds; range: over the seeds that "
-        f"reached it. {_grid(summary)}",
+        note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median over "
+        f"seeds. Range: over the seeds that reached it. {_grid(summary)}",
     )  # fmt: skip
 
 
@@ -119,7 +118,7 @@ def _arm_table(summary: Summary) -> Table:
         title="Every arm at every learning rate",
         columns=["arm", "lr", "trials", "final accuracy", "drift", "spread", "saturated", "time/step"],
         rows=rows,
-        note="Final accuracy: test set, mean ± standard deviation over seeds. Drift, spread and saturated: last hidden layer.",
+        note="Final accuracy: test set, mean ± standard deviation over seeds. Drift, spread, saturated: last hidden layer.",
     )
 
 
@@ -151,13 +150,15 @@ def _headline(summary: Summary) -> str:
     if not summary.arms or all(not arm.accuracy.steps and not arm.diverged for arm in summary.arms):
         return "Nothing was recorded before the run ended."
     if not {"none", "batch"} <= set(norms):
-        return f"Only one arm was run, {arm_name(norms[0])}{_ended(summary, norms[0])}: there is nothing to compare it with."
+        ended = _ended(summary, norms[0])
+        return f"Only one arm was run: the network {arm_name(norms[0])}{ended}. There is nothing to compare it with."
     best = summary.best
     if best is None:
         lost = [norm for norm in ("none", "batch") if summary.best_lr[norm] is None]
         if not lost:
             return "The arms have no seed in common at their best learning rates: there is nothing to compare."
-        text = f"At every learning rate tried, training {' and '.join(arm_name(norm) for norm in lost)} diverged for at least one seed"
+        who = " and ".join(arm_name(norm) for norm in lost)
+        text = f"At every learning rate tried, training {who} diverged for at least one seed"
         kept = [norm for norm in ("none", "batch") if norm not in lost]
         return f"{text}; {arm_name(kept[0])} the network trained{_ended(summary, kept[0])}." if kept else f"{text}."
     if not best.targets:
@@ -167,7 +168,8 @@ def _headline(summary: Summary) -> str:
         )
     goal = f"the accuracy that the network without it ended with ({percent(best.target)})"
     if best.ratio is None:
-        return f"With BN the network did not reach {goal} in {plural(best.targets - best.reached, 'seed')} of {best.targets}."
+        missed = f"{best.targets - best.reached} of {plural(best.targets, 'seed')}"
+        return f"With BN the network did not reach {goal}, in {missed}."
     if best.ratio > 1 + SAME:
         return f"With BN the network reached {goal} in {factor(best.ratio)[:-1]} times fewer steps."
     if best.ratio < 1 / (1 + SAME):
@@ -193,7 +195,7 @@ def _steps_sentence(comparison: Comparison) -> str:
     over = f"median of {plural(comparison.targets, 'seed')}" if comparison.targets > 1 else "one seed"
     text = f"{where}: {count(comparison.none_steps)} steps without BN, "
     if comparison.ratio is None:
-        return f"{text}with BN not reached; it was reached in {comparison.reached} of {plural(comparison.targets, 'seed')}."
+        return f"{text}not reached with BN (reached in {comparison.reached} of {plural(comparison.targets, 'seed')})."
     text += f"{count(comparison.batch_steps)} with BN; ratio {factor(comparison.ratio)} ({over}"
     if comparison.reached > 1:
         text += f", {_range(comparison)}"
@@ -227,14 +229,14 @@ def _drift_sentence(summary: Summary) -> str:
     word = {(True, True): "less", (False, False): "more"}.get((absolute < 1, relative < 1), "")
     moved = f"moved {word} with BN" if word else "moved less with BN by one measure and more by the other"
     return (
-        f"The inputs to the last hidden layer's units {moved} (learning rate {_both_rates(shown.lr)}): the median input of the "
-        f"median unit travelled {batch.drift:.2f} with BN and {none.drift:.2f} without; in units of its own spread, "
-        f"{batch.drift_per_spread or 0:.2f} and {none.drift_per_spread:.2f}."
+        f"The inputs to the last hidden layer's units {moved} (learning rate {_both_rates(*shown.lr.values())}): the median "
+        f"input of the median unit travelled {batch.drift:.2f} with BN and {none.drift:.2f} without; in units of its own "
+        f"spread, {batch.drift_per_spread or 0:.2f} and {none.drift_per_spread:.2f}."
     )
 
 
-def _both_rates(lr: dict[str, float]) -> str:
-    return f"{lr['none']:g}" if lr["none"] == lr["batch"] else f"{lr['none']:g} without, {lr['batch']:g} with"
+def _both_rates(none: float, batch: float) -> str:
+    return f"{none:g}" if none == batch else f"{none:g} without, {batch:g} with"
 
 
 def _time_sentence(summary: Summary) -> str:
@@ -243,11 +245,12 @@ def _time_sentence(summary: Summary) -> str:
         return ""
     text = (
         f"A training step took {duration(timing.seconds['batch'])} with BN and {duration(timing.seconds['none'])} without: "
-        f"{timing.ratio:.2f} times as long (median of paired intervals, quartiles {timing.ratio_low:.2f} to "
-        f"{timing.ratio_high:.2f})."
+        f"{timing.ratio:.2f} times as long (median of paired intervals; quartiles {timing.ratio_low:.2f} "
+        f"and {timing.ratio_high:.2f})."
     )
     if summary.best is not None and summary.time_ratio is not None:
-        text += f" Counted in time instead of steps, the ratio of {factor(summary.best.ratio)} becomes {factor(summary.time_ratio)}."
+        time = factor(summary.time_ratio)
+        text += f" Counted in time instead of steps, the ratio of {factor(summary.best.ratio)} becomes {time}."
     return text
 
 
@@ -255,16 +258,11 @@ def _limits(summary: Summary) -> list[str]:
     limits = []
     if summary.status == "interrupted":
         limits.append("The run was interrupted: these are the numbers of what was recorded until then.")
-    for arm in summary.arms:
-        if arm.diverged:
-            limits.append(
-                f"Diverged: {arm_name(arm.norm)} at learning rate {arm.lr:g}, {arm.diverged} of {plural(arm.trials, 'trial')} "
-                f"({'; '.join(arm.reasons)})."
-            )
+    limits += [f"Diverged: {text}." for text in diverged(summary)]
     pairs = summary.best.pairs if summary.best else []
     if any(pair.batch_steps is not None and pair.batch_steps == pair.resolution for pair in pairs):
         limits.append(
-            "With BN the target was reached by the first evaluation already, so the ratio is limited by how often was evaluated."
+            "With BN the target was reached by the first evaluation already: the ratio is limited by the evaluation interval."
         )
     none = summary.arm("none", summary.best_lr.get("none"))
     ends = [pair.none_steps == none.last_step for pair in pairs if pair.target is not None] if none else []
@@ -277,6 +275,16 @@ def _limits(summary: Summary) -> list[str]:
     if summary.arms and _grid(summary):
         limits.append(_grid(summary))
     return limits
+
+
+def diverged(summary: Summary) -> list[str]:
+    """Name every arm of which a trial diverged, with learning rate, count and reasons."""
+    return [
+        f"{arm_name(arm.norm)} at learning rate {arm.lr:g}, {arm.diverged} of {plural(arm.trials, 'trial')}"
+        + (f" ({'; '.join(arm.reasons)})" if arm.reasons else "")
+        for arm in summary.arms
+        if arm.diverged
+    ]
 
 
 def _grid(summary: Summary) -> str:
