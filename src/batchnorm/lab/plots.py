@@ -153,8 +153,8 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
         "accuracy-by-lr",
         "Accuracy over steps, both arms at the same learning rate",
         f"Test accuracy over training steps, one panel per learning rate. {_over_seeds(summary.arms)} Dotted: the "
-        "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first reach it. A "
-        "cross marks an arm that diverged.",
+        "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first reach "
+        "it. A cross marks an arm that diverged.",
         "One line chart of test accuracy against training steps for each learning rate: "
         + ", ".join(f"{lr:g}" for lr in rates),
         figure,
@@ -265,8 +265,8 @@ def _all_units(run: Run, summary: Summary) -> Picture | None:
         "percentiles-all-units",
         f"The inputs to all {shown.units} units of the last hidden layer",
         f"The median input of every unit over training (seed {shown.seed}), one thin line each, on the same vertical "
-        "axis; and the drift of every unit, the sum over evaluations of the absolute change of its median, sorted: one line "
-        "below the other means that the whole layer drifted less.",
+        "axis; and the drift of every unit, the sum over evaluations of the absolute change of its median, sorted: one "
+        "line below the other means that the whole layer drifted less.",
         f"Medians of all {shown.units} units against training steps, and the sorted drift of all units, "
         + " and ".join(arm_name(trial.norm) for trial in trials)
         + ".",

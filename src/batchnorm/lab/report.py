@@ -103,9 +103,14 @@ def render(run: Run, summary: Summary, figures: list[_Figure]) -> str:
         verdict=verdict(summary),
         tables=tables(summary),
         figures=figures,
-        setup=_setup(run),
+        data=run.config["data"],
+        model=run.config["model"],
+        settings=run.config["config"],
+        arm_name=arm_name,
         environment=[(key, _text(value)) for key, value in run.environment.items()],
-        definitions=_definitions(run, summary),
+        learned=percent(summary.chance + LEARNED * (1 - summary.chance)),
+        percentiles_from=from_step(summary),
+        saturated=saturation(run.config["model"].get("activation", "")),
         config=[(key, _text(value)) for key, value in run.config["config"].items()],
     )
 
@@ -118,49 +123,6 @@ def _lead(run: Run) -> str:
         f"{' and '.join(arms)}: {plural(len(settings.get('lr') or []), 'learning rate')}, "
         f"{plural(int(settings.get('seeds', 1)), 'seed')}, {int(settings.get('steps') or 0):,} steps each."
     )
-
-
-def _setup(run: Run) -> list[tuple[str, str]]:
-    settings, data, model = run.config["config"], run.config["data"], run.config["model"]
-    parameters = ", ".join(f"{count:,} {arm_name(norm)}" for norm, count in model.get("parameters", {}).items())
-    rows = [
-        ("data", f"{data.get('name')}: {data.get('train', 0):,} training and {data.get('test', 0):,} test examples, "
-                 f"{data['classes']} classes, input {' x '.join(map(str, data.get('input_shape', [])))}"),
-        ("preprocessing", _text(data.get("preprocessing"))),
-        ("network", _text(model.get("description"))),
-        ("parameters", parameters or "-"),
-        ("training", f"plain SGD on the cross-entropy, mini-batches of {settings.get('batch_size')}"),
-        ("pairing", "with the same seed both arms start from the same weights and see the same mini-batches in the same "
-                    "order"),
-    ]  # fmt: skip
-    return rows
-
-
-def _definitions(run: Run, summary: Summary) -> list[tuple[str, str]]:
-    threshold = percent(summary.chance + LEARNED * (1 - summary.chance))
-    return [
-        ("arm", "The network with one choice of normalization: without BN or with BN."),
-        ("trial", "One arm at one learning rate (lr) with one seed."),
-        ("best learning rate", "Chosen for each arm in the same way: the highest mean final test accuracy, then the lower "
-         "final test loss. A learning rate at which any trial of the arm diverged is not eligible. It is chosen on the "
-         "test set, for both arms alike."),
-        ("target", "The accuracy that the arm without BN ended with, separately for each seed. There is none if that arm "
-         f"diverged or learned nothing, which means: ended below {threshold}, a tenth of the way from chance to perfect."),
-        ("ratio", "Steps without BN over steps with BN to first reach the target; above 1, BN needed fewer. The median over "
-         "seeds counts a seed that did not reach the target as slower than all that did."),
-        ("each at its best lr", "Both arms at their own best learning rate: what a user who tunes both would see."),
-        ("the same lr", "Both arms at the same learning rate: BN is the only difference."),
-        ("diverged", "The loss was not finite, or training ended with a loss far above that of guessing; the reason is with "
-         "the trial."),
-        ("drift", "How far the distribution of a unit's input travelled: the sum over evaluations of the absolute change of "
-         f"its median; the median over all units of the last hidden layer, then over seeds. {from_step(summary)}"),
-        ("spread", "The 85th minus the 15th percentile of a unit's input: mean over evaluations, median over units, then over "
-         "seeds."),
-        ("saturated", f"A value for which {saturation(run.config['model'].get('activation', ''))}. Share over test examples "
-         "and units, at the end, mean over seeds."),
-        ("time per step", "Forward, backward and update of one mini-batch, without evaluation; median over the intervals "
-         "between evaluations and over seeds."),
-    ]  # fmt: skip
 
 
 def _text(value: Any) -> str:

@@ -69,8 +69,8 @@ def saturation(activation: str) -> str:
     """Say when a value counts as saturated."""
     flat = "its activation is nearly flat there, so that hardly any gradient passes"
     return {
-        "sigmoid": "the unit's output is within 5% of an end of its range (|input| above ln 19 = 2.94)",
-        "tanh": "the unit's output is within 5% of an end of its range (|input| above ln 19 / 2 = 1.47)",
+        "sigmoid": "the unit's output is within 5% of an end of its range (size of the input above ln 19 = 2.94)",
+        "tanh": "the unit's output is within 5% of an end of its range (size of the input above ln 19 / 2 = 1.47)",
         "relu": "the input is at most 0, where the unit passes no gradient",
     }.get(activation, flat)
 
@@ -80,8 +80,8 @@ def from_step(summary: Summary) -> str:
     if summary.settled_step == 1:
         return "Counted from step 1 on; BN's running statistics are still settling then."
     return (
-        f"Counted from step {summary.settled_step} on, in both arms: before that, BN's running statistics still hold more "
-        "than 1% of the values they start with."
+        f"Counted from step {summary.settled_step} on, in both arms: before that, BN's running statistics still hold "
+        "more than 1% of the values they start with."
     )
 
 
