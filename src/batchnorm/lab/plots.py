@@ -153,8 +153,8 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
         "accuracy-by-lr",
         "Accuracy over steps, both arms at the same learning rate",
         f"Test accuracy over training steps, one panel per learning rate. {_over_seeds(summary.arms)} Dotted: the "
-        "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first reach "
-        "it. A cross marks an arm that diverged.",
+        "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first "
+        "reach it. A cross marks an arm that diverged.",
         "One line chart of test accuracy against training steps for each learning rate: "
         + ", ".join(f"{lr:g}" for lr in rates),
         figure,

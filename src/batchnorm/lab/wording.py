@@ -100,7 +100,7 @@ def _comparison_table(summary: Summary) -> Table:
         reached = f"{comparison.reached} of {comparison.targets}" if comparison.targets else "-"
         rows.append([
             kind,
-            _both_rates(comparison.none_lr, comparison.batch_lr),
+            f"{comparison.none_lr:g}, {comparison.batch_lr:g}",
             percent(comparison.target) if comparison.targets else f"none: {_why_no_target(comparison)}",
             count(comparison.none_steps) if comparison.targets else "-",
             count(comparison.batch_steps) if comparison.targets else "-",
@@ -110,7 +110,7 @@ def _comparison_table(summary: Summary) -> Table:
         ])  # fmt: skip
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
-        columns=["comparison", "lr", "target", "steps without BN", "steps with BN", "ratio", "range", "reached"],
+        columns=["comparison", "lr without, with", "target", "steps without", "steps with", "ratio", "range", "reached"],
         rows=rows,
         note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median "
         f"over seeds. Range: over the seeds that reached it. {_grid(summary)}",
