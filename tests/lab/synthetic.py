@@ -52,8 +52,8 @@ def record(step: int, accuracy: float, **changes: Any) -> dict[str, Any]:
 
 
 def write_trial(
-    writer: RunWriter, norm: str, accuracy: Sequence[float], *, lr: float = 0.1, seed: int = 0, status: str = "finished",
-    every: int = 10, **changes: Any,
+    writer: RunWriter, norm: str, accuracy: Sequence[float], *, lr: float = 0.1, seed: int = 0,
+    status: str = "finished", every: int = 10, **changes: Any,
 ) -> None:  # fmt: skip
     """One evaluation every ``every`` steps, with the accuracies given."""
     trial = writer.trial(norm=norm, lr=lr, seed=seed)
@@ -90,9 +90,9 @@ def write_run(path: Path, *, norm: Sequence[str] = ("none", "batch"), lr: Sequen
                         "train_loss": None if step == 0 else 2.3 * (1 - learned) + 0.05,
                         "test_loss": 2.3 * (1 - learned) + 0.2,
                         "test_accuracy": accuracy,
-                        "saturated": [0.02 + share * learned for share in ((0.3, 0.2, 0.35) if name == "none" else (0.08, 0.05, 0.1))],
+                        "saturated": (0.02 + learned * np.array([0.3, 0.2, 0.35]) / (1 if name == "none" else 4)),
                         "percentiles": units_at + np.array([[-0.5], [0.0], [0.5]]) * width,
-                        "step_seconds": None if step == 0 else (0.0009 if name == "none" else 0.0012) * rng.uniform(0.95, 1.1),
+                        "step_seconds": None if step == 0 else {"none": 0.0009, "batch": 0.0012}[name] * rng.uniform(0.95, 1.1),
                     })  # fmt: skip
                 if dies:
                     trial.end(status="diverged", step=int(grid[6]) + 7, reason="the training loss is not finite")

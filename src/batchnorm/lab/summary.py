@@ -86,7 +86,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Summary:
-    """All numbers of a run."""
+    """All numbers of a run; ``time_ratio`` is the best comparison's ratio over the ratio of seconds per step."""
 
     status: str
     steps: int
@@ -97,6 +97,7 @@ class Summary:
     matched: list[Comparison]
     best: Comparison | None
     timing: Timing
+    time_ratio: float | None
     shown: Shown | None
 
     def arm(self, norm: str, lr: float | None) -> ArmSummary | None:
@@ -135,6 +136,7 @@ def summarize(run: Run) -> Summary:
         best = compare("best", run.trials, none_lr, batch_lr, chance)
     gaps = [np.diff(trial.steps) for trial in run.trials if trial.steps.size > 1]
     grid = sorted({int(gap) for gap in np.concatenate(gaps)}) if gaps else []
+    timing = _time(run.trials)
     return Summary(
         status=run.status,
         steps=int(run.config["config"].get("steps", max((trial.step for trial in run.trials), default=0))),
@@ -144,7 +146,8 @@ def summarize(run: Run) -> Summary:
         best_lr=best_lr,
         matched=matched,
         best=best,
-        timing=_time(run.trials),
+        timing=timing,
+        time_ratio=best.ratio / timing.ratio if best and best.ratio and timing.ratio else None,
         shown=_choose_unit(run.trials, best_lr),
     )
 
