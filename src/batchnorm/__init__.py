@@ -1,3 +1,15 @@
-"""The complete batch-normalization system for PyTorch."""
+"""The complete batch-normalization system for PyTorch.
+
+Layers (``BatchNorm1d``, ``BatchNorm2d``, ``BatchNorm3d``), the function behind them (``functional.batch_norm``),
+and ``explain``, which says what computes them. ``batchnorm.reference`` is the same in NumPy, to read and to test
+against; ``batchnorm.lab`` trains with and without batch normalization and shows the difference.
+"""
+
+from batchnorm import functional as functional
+from batchnorm import nn as nn
+from batchnorm.kernels.registry import explain as explain
+from batchnorm.nn import BatchNorm1d as BatchNorm1d
+from batchnorm.nn import BatchNorm2d as BatchNorm2d
+from batchnorm.nn import BatchNorm3d as BatchNorm3d
 
 __version__ = "0.1.0.dev0"

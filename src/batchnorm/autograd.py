@@ -1,0 +1,185 @@
+"""The registered operators: forward, normalize and backward; what they save; their derivatives.
+
+An operator is one node to autograd, ``torch.compile`` and ``torch.export``; which backend computes it is asked inside.
+Saved for the backward pass: ``x``, the parameters, two (C,) statistics, and ``residual`` where an activation needs it;
+everything else is computed anew. Registration goes through ``torch.library.Library`` and one autograd function per
+operator, which costs less per call than ``torch.library.register_autograd`` (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.kernels import composite, registry
+from batchnorm.kernels.interface import Statistics, statistics_dtype
+
+_library = torch.library.Library("batchnorm", "DEF")
+_library.define(
+    "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str? activation)"
+    " -> (Tensor y, Tensor mean, Tensor var)"
+)
+_library.define(
+    "normalize(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps,"
+    " str? activation) -> Tensor"
+)
+_library.define(
+    "backward(Tensor dy, Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias,"
+    " float eps, str? activation, bool batch_statistics)"
+    " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
+)
+
+forward = torch.ops.batchnorm.forward.default
+normalize = torch.ops.batchnorm.normalize.default
+backward = torch.ops.batchnorm.backward.default
+
+
+# What each operator computes. Arguments arrive in the order of the definitions above.
+
+
+def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, statistics = registry.select(x).forward(x, *args)
+    return y, *statistics
+
+
+def _normalize(x: Tensor, *args: Any) -> Tensor:
+    return registry.select(x).normalize(x, *args)
+
+
+def _backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, dz, sums = registry.select(x).backward(dy, x, *args)
+    dtype = _gradient_dtype(x, *args)
+    return dx, dz, sums.sum_dy_xhat.to(dtype), sums.sum_dy.to(dtype)
+
+
+def _gradient_dtype(
+    x: Tensor, _residual: Tensor | None, _mean: Tensor, _var: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
+) -> torch.dtype:
+    parameter = bias if weight is None else weight
+    return x.dtype if parameter is None else parameter.dtype
+
+
+# What each operator returns, for tracing.
+
+
+def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = (x.new_empty(x.shape[1], dtype=statistics_dtype(x.device)) for _ in range(2))
+    return torch.empty_like(x), mean, var
+
+
+def _normalize_fake(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _backward_fake(_dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dweight, dbias = (x.new_empty(x.shape[1], dtype=_gradient_dtype(x, *args)) for _ in range(2))
+    return torch.empty_like(x), torch.empty_like(x), dweight, dbias
+
+
+# Derivatives.
+
+
+class _Forward(torch.autograd.Function):
+    """First derivative where the statistics are those of the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, residual, weight, bias, ctx.eps, ctx.activation = args
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean, var = forward(*args)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        grads = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, True)
+        need_x, need_residual, need_weight, need_bias, *_ = ctx.needs_input_grad
+        dx, dresidual, dweight, dbias = _asked(grads, (need_x, need_residual, need_weight, need_bias))
+        return dx, dresidual, dweight, dbias, None, None
+
+
+class _Normalize(torch.autograd.Function):
+    """First derivative where the statistics are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, residual, mean, var, weight, bias, ctx.eps, ctx.activation = args
+        with torch._C._AutoDispatchBelowAutograd():
+            y: Tensor = normalize(*args)
+        ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        grads = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, False)
+        need_x, need_residual, _, _, need_weight, need_bias, *_ = ctx.needs_input_grad
+        dx, dresidual, dweight, dbias = _asked(grads, (need_x, need_residual, need_weight, need_bias))
+        return dx, dresidual, None, None, dweight, dbias, None, None
+
+
+class _Backward(torch.autograd.Function):
+    """Second and higher derivatives: those of `composite.forward`."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        *tensors, ctx.eps, ctx.activation, ctx.batch_statistics = args
+        ctx.save_for_backward(*tensors)
+        with torch._C._AutoDispatchBelowAutograd():
+            grads: tuple[Tensor, Tensor, Tensor, Tensor] = backward(*args)
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x, residual, mean, var, weight, bias = ctx.saved_tensors
+        stored = None if ctx.batch_statistics else Statistics(mean, var)
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Where an input was absent, or not saved because nothing depends on it, its neutral value stands in.
+            dy, *inputs = map(
+                _tracked_alias,
+                (
+                    dy,
+                    x,
+                    torch.zeros_like(x) if residual is None else residual,
+                    x.new_ones(x.shape[1]) if weight is None else weight,
+                    x.new_zeros(x.shape[1]) if bias is None else bias,
+                ),
+            )
+            y = composite.forward(*inputs, stored, ctx.eps, ctx.activation)
+            firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
+            d_dy, d_x, d_residual, d_weight, d_bias = torch.autograd.grad(
+                firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
+            )
+        seconds = _asked((d_dy, d_x, d_residual, None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
+        return *seconds, None, None, None
+
+
+def _asked(grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Keep the gradients that somebody asked for."""
+    return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
+
+
+def _tracked_alias(tensor: Tensor) -> Tensor:
+    """Return a view that autograd tells apart from other uses of the same tensor, with its history where it has one."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autograd.Function]) -> None:
+    def differentiable(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    name = operator.name().removeprefix("batchnorm::").removesuffix(".default")
+    _library.impl(name, compute, "CompositeExplicitAutograd")
+    _library.impl(name, differentiable, "Autograd")
+    torch.library.register_fake(f"batchnorm::{name}", fake, lib=_library)
+
+
+_register(forward, _forward, _forward_fake, _Forward)
+_register(normalize, _normalize, _normalize_fake, _Normalize)
+_register(backward, _backward, _backward_fake, _Backward)

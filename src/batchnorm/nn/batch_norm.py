@@ -1,0 +1,280 @@
+"""``BatchNorm1d``, ``BatchNorm2d`` and ``BatchNorm3d``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm import functional, statistics
+from batchnorm.kernels.activations import ACTIVATIONS
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that torch's own isinstance checks hold
+    """What the three layers share: everything but the ranks they accept."""
+
+    activation: str | None
+    _accepted: dict[int, str]  # rank -> shape, in words
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        if activation is not None and activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be None or one of {sorted(ACTIVATIONS)}; got {activation!r}. "
+                "Leave it None and put another activation behind the layer."
+            )
+        # torch before 2.13 has no argument `bias`: it is passed only where it says something.
+        no_bias: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``x``, add ``residual``, apply the activation.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, *)
+            Floating.
+        residual : Tensor of shape (N, C, *), default=None
+            Added before the activation.
+
+        Returns
+        -------
+        Tensor
+            Shape, dtype and memory format of ``x``.
+
+        Raises
+        ------
+        ValueError
+            An input of another rank than the layer takes, or that does not fit in another way.
+        TypeError
+            A dtype that does not fit.
+        """
+        self._check_input_dim(x)
+        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
+        stored = not self.training or self.track_running_stats
+        count_batches = self.training and self.track_running_stats and self.num_batches_tracked is not None
+        momentum: float | Tensor = 0.0
+        if count_batches:
+            momentum = statistics.averaging_factor(self.momentum, self.num_batches_tracked + 1)
+        elif self.momentum is not None:
+            momentum = self.momentum
+        y = functional.batch_norm(
+            x,
+            self.running_mean if stored else None,
+            self.running_var if stored else None,
+            self.weight,
+            self.bias,
+            batch_statistics,
+            momentum,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+        )
+        if count_batches and x.numel() > 0:  # an empty batch has no statistics to average
+            self.num_batches_tracked.add_(1)
+        return y
+
+    def extra_repr(self) -> str:
+        """Return torch's description of the layer, and the activation where there is one."""
+        activation = "" if self.activation is None else f", activation={self.activation}"
+        return super().extra_repr() + activation
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # torch's name for it
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a torch.Tensor; got {type(input).__name__}.")
+        if input.dim() not in self._accepted:
+            expected = " or ".join(f"{rank}D" for rank in self._accepted)
+            raise ValueError(
+                f"expected {expected} input (got {input.dim()}D input): {type(self).__name__} takes "
+                f"{' or '.join(self._accepted.values())}; the shape is {tuple(input.shape)}. "
+                f"{_OTHER_LAYER.get(input.dim(), 'Add or merge dimensions to reach one of these.')}"
+            )
+
+
+_OTHER_LAYER = {
+    2: "BatchNorm1d takes this rank.",
+    3: "BatchNorm1d takes this rank; add a batch dimension with x.unsqueeze(0) if it is missing.",
+    4: "BatchNorm2d takes this rank; add a batch dimension with x.unsqueeze(0) if it is missing.",
+    5: "BatchNorm3d takes this rank.",
+}
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    r"""Batch normalization of feature vectors and sequences: ``torch.nn.BatchNorm1d`` with residual and activation.
+
+    .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta + r\right)
+
+    In training :math:`\mu` and :math:`\sigma^2` are the mean and biased variance of each channel over N (and L); in
+    evaluation they are the running statistics. Checkpoints and ``isinstance`` are torch's.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float, default=1e-5
+        Added to the variance.
+    momentum : float, default=0.1
+        Weight of the new batch in the running statistics; None for the cumulative average of all batches seen.
+    affine : bool, default=True
+        Whether there are ``weight`` and ``bias``.
+    track_running_stats : bool, default=True
+        Whether to keep running statistics for evaluation; otherwise the batch's are used in both modes.
+    device : torch.device, default=None
+        Where parameters and buffers live.
+    dtype : torch.dtype, default=None
+        Of parameters and running statistics.
+    bias : bool, default=True
+        Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
+    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+        Applied to the result in the same pass.
+
+    Raises
+    ------
+    ValueError
+        Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
+    TypeError
+        When called, a dtype that does not fit.
+
+    Notes
+    -----
+    Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike torch's, an empty batch in training is not counted
+    in ``num_batches_tracked``: it has no statistics.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, :arxiv:`1502.03167`.
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm1d(100, activation="relu")
+    >>> layer(torch.randn(60, 100)).shape
+    torch.Size([60, 100])
+    """
+
+    _accepted = {2: "(N, C)", 3: "(N, C, L)"}  # noqa: RUF012  # read only
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    r"""Batch normalization of images: ``torch.nn.BatchNorm2d`` with residual and activation.
+
+    .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta + r\right)
+
+    In training :math:`\mu` and :math:`\sigma^2` are the mean and biased variance of each channel over N, H and W; in
+    evaluation they are the running statistics. Checkpoints and ``isinstance`` are torch's.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float, default=1e-5
+        Added to the variance.
+    momentum : float, default=0.1
+        Weight of the new batch in the running statistics; None for the cumulative average of all batches seen.
+    affine : bool, default=True
+        Whether there are ``weight`` and ``bias``.
+    track_running_stats : bool, default=True
+        Whether to keep running statistics for evaluation; otherwise the batch's are used in both modes.
+    device : torch.device, default=None
+        Where parameters and buffers live.
+    dtype : torch.dtype, default=None
+        Of parameters and running statistics.
+    bias : bool, default=True
+        Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
+    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+        Applied to the result in the same pass.
+
+    Raises
+    ------
+    ValueError
+        Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
+    TypeError
+        When called, a dtype that does not fit.
+
+    Notes
+    -----
+    Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike torch's, an empty batch in training is not counted
+    in ``num_batches_tracked``: it has no statistics.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, :arxiv:`1502.03167`.
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm2d(64, activation="relu")
+    >>> layer(torch.randn(8, 64, 7, 7)).shape
+    torch.Size([8, 64, 7, 7])
+    """
+
+    _accepted = {4: "(N, C, H, W)"}  # noqa: RUF012  # read only
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    r"""Batch normalization of volumes and videos: ``torch.nn.BatchNorm3d`` with residual and activation.
+
+    .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta + r\right)
+
+    In training :math:`\mu` and :math:`\sigma^2` are the mean and biased variance of each channel over N, D, H and W; in
+    evaluation they are the running statistics. Checkpoints and ``isinstance`` are torch's.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float, default=1e-5
+        Added to the variance.
+    momentum : float, default=0.1
+        Weight of the new batch in the running statistics; None for the cumulative average of all batches seen.
+    affine : bool, default=True
+        Whether there are ``weight`` and ``bias``.
+    track_running_stats : bool, default=True
+        Whether to keep running statistics for evaluation; otherwise the batch's are used in both modes.
+    device : torch.device, default=None
+        Where parameters and buffers live.
+    dtype : torch.dtype, default=None
+        Of parameters and running statistics.
+    bias : bool, default=True
+        Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
+    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+        Applied to the result in the same pass.
+
+    Raises
+    ------
+    ValueError
+        Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
+    TypeError
+        When called, a dtype that does not fit.
+
+    Notes
+    -----
+    Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike torch's, an empty batch in training is not counted
+    in ``num_batches_tracked``: it has no statistics.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, :arxiv:`1502.03167`.
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm3d(8, activation="relu")
+    >>> layer(torch.randn(2, 8, 4, 7, 7)).shape
+    torch.Size([2, 8, 4, 7, 7])
+    """
+
+    _accepted = {5: "(N, C, D, H, W)"}  # noqa: RUF012  # read only
