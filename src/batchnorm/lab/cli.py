@@ -26,9 +26,9 @@ DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
 
-`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad input,
-said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from what was
-recorded."""
+`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
+input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from
+what was recorded."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from batchnorm.lab.artefacts import Run, Trial
 from batchnorm.lab.comparison import Comparison
@@ -36,7 +37,8 @@ SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "lines.markersize": 4.0,
     "lines.linewidth": 1.6,
 }
@@ -147,8 +149,7 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
         )
         axes.set_title(f"learning rate {lr:g}", loc="left")
         axes.label_outer()
-    for axes in grid.flat[len(rates) :]:
-        axes.set_axis_off()
+    _label_lowest(grid, len(rates))
     return Picture(
         "accuracy-by-lr",
         "Accuracy over steps, both arms at the same learning rate",
@@ -159,6 +160,15 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
         + ", ".join(f"{lr:g}" for lr in rates),
         figure,
     )
+
+
+def _label_lowest(grid: NDArray[np.object_], used: int) -> None:
+    """Hide the panels that are not used, and label the horizontal axis of those that have nothing below them."""
+    for axes in grid.flat[used:]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(0, used - grid.shape[1]) : used]:
+        axes.set_xlabel("training steps")
+        axes.tick_params(labelbottom=True)
 
 
 def _draw_accuracy(axes: Axes, arms: Sequence[ArmSummary], comparison: Comparison | None) -> None:
@@ -222,8 +232,8 @@ def _draw_unit(panels: Sequence[Axes], trials: Sequence[Trial], unit: int, first
         kept, style = settled(trial, first), _style(trial.norm)
         steps, (low, middle, high) = trial.steps[kept], trial.percentiles[kept][:, :, unit].T
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axes.plot(steps, middle, color=style["color"], linestyle="-", linewidth=2.0, label="50%")
-        axes.plot(steps, high, color=style["color"], linestyle="--", linewidth=1.1, label="15% and 85%")
+        axes.plot(steps, middle, color=style["color"], linestyle="-", linewidth=2.0, label="50th percentile")
+        axes.plot(steps, high, color=style["color"], linestyle="--", linewidth=1.1, label="15th and 85th")
         axes.plot(steps, low, color=style["color"], linestyle="--", linewidth=1.1)
         axes.set_title(f"{arm_name(trial.norm)}, lr {trial.lr:g}", loc="left")
         axes.set(xlabel="training steps")
@@ -284,8 +294,6 @@ def _saturated(run: Run, summary: Summary) -> Picture | None:
     rows = -(-layers // columns)
     figure = Figure(figsize=(10.5 if columns > 2 else 7.5, 0.3 + 2.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[layers:]:
-        axes.set_axis_off()
     for layer, axes in enumerate(grid.flat[:layers]):
         for arm in arms:
             if layer < len(arm.saturated):
@@ -293,6 +301,7 @@ def _saturated(run: Run, summary: Summary) -> Picture | None:
         axes.set_title(f"hidden layer {layer + 1}", loc="left")
         axes.set(xlabel="training steps", ylabel="saturated (%)")
         axes.label_outer()
+    _label_lowest(grid, layers)
     grid.flat[0].set_ylim(0, None)
     grid.flat[0].legend(loc="best")
     return Picture(

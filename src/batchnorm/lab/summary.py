@@ -303,7 +303,7 @@ def _choose_unit(trials: Sequence[Trial], best_lr: dict[str, float | None], firs
         units=len(drift),
         seed=chosen[rule_norm].seed,
         lr={norm: trial.lr for norm, trial in chosen.items()},
-        rule=f"the unit with the median drift among all units of the {rule_norm} arm",
+        rule=f"the one with the median drift among all units of the arm '{rule_norm}'",
     )
 
 

@@ -54,10 +54,9 @@ def duration(seconds: float | None) -> str:
     """Write the time of a step in a unit that suits it."""
     if seconds is None:
         return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
+    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
+    value = seconds / size
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -110,7 +109,7 @@ def _comparison_table(summary: Summary) -> Table:
         ])  # fmt: skip
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
-        columns=["comparison", "lr without, with", "target", "steps without", "steps with", "ratio", "range", "reached"],
+        columns=["comparison", "lr without, with", "target", "steps without", "with", "ratio", "range", "reached"],
         rows=rows,
         note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median "
         f"over seeds. Range: over the seeds that reached it. {_grid(summary)}",
@@ -188,14 +187,15 @@ def _headline(summary: Summary) -> str:
             f"with BN it{_ended(summary, 'batch').lstrip(',')}. Chance is {percent(summary.chance)}."
         )
     goal = f"the accuracy that the network without it ended with ({percent(best.target)})"
+    each = "each at its best learning rate"
     if best.ratio is None:
         missed = f"{best.targets - best.reached} of {plural(best.targets, 'seed')}"
-        return f"With BN the network did not reach {goal}, in {missed}."
+        return f"With BN the network did not reach {goal}, in {missed}, {each}."
     if best.ratio > 1 + SAME:
-        return f"With BN the network reached {goal} in {factor(best.ratio)[:-1]} times fewer steps."
+        return f"With BN the network reached {goal} in {factor(best.ratio)[:-1]} times fewer steps, {each}."
     if best.ratio < 1 / (1 + SAME):
-        return f"With BN the network needed {factor(1 / best.ratio)[:-1]} times more steps to reach {goal}."
-    return f"With BN the network reached {goal} in about as many steps."
+        return f"With BN the network needed {factor(1 / best.ratio)[:-1]} times more steps to reach {goal}, {each}."
+    return f"With BN the network reached {goal} in about as many steps, {each}."
 
 
 def _ended(summary: Summary, norm: str) -> str:
