@@ -40,7 +40,6 @@ def run(*arguments, cwd):
         (["compare", "--seeds", "0"], "seeds must be at least 1; got 0"),
         (["frobnicate"], "frobnicate"),
     ],
-    ids=" ".join,
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     done = run(*arguments, cwd=tmp_path)
