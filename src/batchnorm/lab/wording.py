@@ -110,12 +110,19 @@ def _comparison_table(summary: Summary) -> Table:
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
         columns=[
-            "comparison", "lr without, with", "target", "steps without", "steps with", "ratio", "range", "reached",
-        ],  # fmt: skip
+            "comparison",
+            "lr without, with",
+            "target",
+            "steps without",
+            "steps with",
+            "ratio",
+            "range",
+            "reached",
+        ],
         rows=rows,
         note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median "
         f"over seeds. Range: over the seeds that reached it. {_grid(summary)}",
-    )  # fmt: skip
+    )
 
 
 def _arm_table(summary: Summary) -> Table:
@@ -185,8 +192,8 @@ def _headline(summary: Summary) -> str:
         return f"{text}; {arm_name(kept[0])} the network {_ended(summary, kept[0])}." if kept else f"{text}."
     if not best.targets:
         return (
-            f"Without BN the network learned nothing in {summary.steps:,} steps: it {_ended(summary, 'none')}, and chance "
-            f"is {percent(summary.chance)}. With BN it {_ended(summary, 'batch')}."
+            f"Without BN the network learned nothing in {summary.steps:,} steps: it {_ended(summary, 'none')}, and "
+            f"chance is {percent(summary.chance)}. With BN it {_ended(summary, 'batch')}."
         )
     goal = f"the accuracy that the network without it ended with ({percent(best.target)})"
     each = "each at its best learning rate"
