@@ -101,11 +101,12 @@ def training_bar(to: Console) -> Iterator[Callable[[TrainingProgress], None]]:
             ended = progress.trials_done - base
             running = len(progress.accuracy) - ended
             speed = bar.tasks[0].speed
+            step = f"step {progress.step:,}/{progress.steps:,}"
             bar.update(
                 task,
                 total=progress.trials * progress.steps,
                 completed=progress.trials_done * progress.steps + running * progress.step,
-                description=f"{progress.trials_done}/{progress.trials} trials, step {progress.step:,}/{progress.steps:,}",
+                description=f"{progress.trials_done}/{progress.trials} trials, {step}",
                 rate=f"{speed:,.0f} steps/s" if speed else "",
                 accuracy=" ".join(f"{norm} {percent(value)}" for norm, value in progress.accuracy.items()),
             )
