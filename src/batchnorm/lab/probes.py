@@ -75,7 +75,7 @@ def recorded_inputs(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]
             handle.remove()
 
 
-def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 1000) -> Evaluation:
+def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 200) -> Evaluation:
     """Measure a network in evaluation mode, and leave it in the mode it came in.
 
     Parameters
