@@ -247,8 +247,8 @@ def test_batch_larger_than_the_data_is_refused(tmp_path, dataset):
     with pytest.raises(
         LabError, match=r"batch_size must be at most the number of training examples of bars, 100; got 101"
     ):
-        run(tmp_path, small(batch_size=101), dataset)
-    assert records(tmp_path) == {}
+        run(tmp_path / "run", small(batch_size=101), dataset)
+    assert not (tmp_path / "run").exists()
 
 
 def test_description_holds_every_resolved_setting(dataset):

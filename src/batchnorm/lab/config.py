@@ -58,8 +58,9 @@ class CompareConfig:
     """Examples in a mini-batch (the paper's 60)."""
 
     weight_std: float | None = None
-    """Standard deviation of the Gaussian initial weights. None: 0.1 for the mlp; for the convnet He's sqrt(2 / fan_in)
-    in each layer. Biases start at zero."""
+    """Standard deviation of the Gaussian initial weights; biases start at zero. None: 0.1 for the mlp; for the convnet
+    He's sqrt(2 / fan_in) in each layer. The mlp without normalization depends on it: on digits it hardly starts to
+    train from 0.01, and starts at once from 0.3."""
 
     eps: float = 1e-5
     """Added to the variance by batch normalization."""
