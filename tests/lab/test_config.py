@@ -16,10 +16,11 @@ def test_defaults_are_resolved_by_data_and_model():
     convnet = CompareConfig(data="mnist", model="convnet").resolved()
     assert (convnet.lr, convnet.steps, convnet.weight_std) == ((0.01, 0.03, 0.1, 0.3, 1.0), 1000, None)
     assert CompareConfig(data="mnist").resolved().steps == 5000
+    assert (config.threads, convnet.threads) == (1, None)
 
 
 def test_what_is_given_is_kept():
-    config = CompareConfig(lr=(0.5,), steps=7, weight_std=0.01)
+    config = CompareConfig(lr=(0.5,), steps=7, weight_std=0.01, threads=2)
     assert config.resolved() == config
     assert CompareConfig(model="convnet", weight_std=0.02).resolved().weight_std == 0.02
 

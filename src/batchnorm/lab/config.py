@@ -80,7 +80,8 @@ class CompareConfig:
     """Run directory to write. None: a new one under runs/."""
 
     threads: int | None = None
-    """Threads that torch computes with. None: as many as torch chooses."""
+    """Threads that torch computes with. None: 1 for the mlp, whose layers are too small to share; for the convnet as
+    many as torch chooses."""
 
     def __post_init__(self) -> None:
         """Check every field; nothing behind this border checks again."""
@@ -108,15 +109,18 @@ class CompareConfig:
         Returns
         -------
         CompareConfig
-            The same, with ``lr`` and ``steps`` given, and ``weight_std`` too for the mlp (for the convnet None stands
-            for He's rule).
+            The same, with ``lr`` and ``steps`` given, and for the mlp ``weight_std`` and ``threads`` too (for the
+            convnet None stands for He's rule and for torch's choice).
         """
-        weight_std = MLP_WEIGHT_STD if self.weight_std is None and self.model == "mlp" else self.weight_std
+        mlp = self.model == "mlp"
         return replace(
             self,
             lr=LEARNING_RATES[self.model] if self.lr is None else self.lr,
             steps=STEPS[self.data, self.model] if self.steps is None else self.steps,
-            weight_std=weight_std,
+            weight_std=MLP_WEIGHT_STD if mlp and self.weight_std is None else self.weight_std,
+            # A step of the mlp takes half a millisecond, and no less with two threads. But where another process wants
+            # one of their cores, each of its many small operations waits for the scheduler: 70 ms a step, measured.
+            threads=1 if mlp and self.threads is None else self.threads,
         )
 
 
