@@ -55,7 +55,13 @@ def _backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor
 
 
 def _gradient_dtype(
-    x: Tensor, _residual: Tensor | None, _mean: Tensor, _var: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
+    x: Tensor,
+    _residual: Tensor | None,
+    _mean: Tensor,
+    _var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *_: Any,
 ) -> torch.dtype:
     parameter = bias if weight is None else weight
     return x.dtype if parameter is None else parameter.dtype

@@ -13,13 +13,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from batchnorm.lab.artefacts import Run, Trial
 from batchnorm.lab.comparison import Comparison
 from batchnorm.lab.errors import OutputError
 from batchnorm.lab.files import reason_of
-from batchnorm.lab.summary import ArmSummary, Curve, Summary, drift_and_spread, trained
-from batchnorm.lab.wording import arm_name, percent, plural
+from batchnorm.lab.summary import ArmSummary, Curve, Summary, drift_and_spread, settled
+from batchnorm.lab.wording import arm_name, from_step, percent, plural, saturation
 
 STYLE: dict[str, dict[str, Any]] = {
     "none": {"color": "#D55E00", "linestyle": (0, (5, 1.5)), "marker": "o"},
@@ -36,7 +37,8 @@ SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "lines.markersize": 4.0,
     "lines.linewidth": 1.6,
 }
@@ -147,18 +149,26 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
         )
         axes.set_title(f"learning rate {lr:g}", loc="left")
         axes.label_outer()
-    for axes in grid.flat[len(rates) :]:
-        axes.set_axis_off()
+    _label_lowest(grid, len(rates))
     return Picture(
         "accuracy-by-lr",
         "Accuracy over steps, both arms at the same learning rate",
-        f"Test accuracy over training steps, one panel per learning rate. {_over_seeds(summary.arms)} Dotted: the accuracy "
-        "that the arm without BN ended with at that learning rate, and the steps each arm needed to first reach it. A "
-        "cross marks an arm that diverged.",
+        f"Test accuracy over training steps, one panel per learning rate. {_over_seeds(summary.arms)} Dotted: the "
+        "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first "
+        "reach it. A cross marks an arm that diverged.",
         "One line chart of test accuracy against training steps for each learning rate: "
         + ", ".join(f"{lr:g}" for lr in rates),
         figure,
     )
+
+
+def _label_lowest(grid: NDArray[np.object_], used: int) -> None:
+    """Hide the panels that are not used, and label the horizontal axis of those that have nothing below them."""
+    for axes in grid.flat[used:]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(0, used - grid.shape[1]) : used]:
+        axes.set_xlabel("training steps")
+        axes.tick_params(labelbottom=True)
 
 
 def _draw_accuracy(axes: Axes, arms: Sequence[ArmSummary], comparison: Comparison | None) -> None:
@@ -202,14 +212,14 @@ def _one_unit(run: Run, summary: Summary) -> Picture | None:
     if shown is None or not trials:
         return None
     figure = Figure(figsize=(7.5, 3.5), layout="constrained")
-    _draw_unit(figure.subplots(1, len(trials), sharey=True, squeeze=False)[0], trials, shown.unit)
+    _draw_unit(figure.subplots(1, len(trials), sharey=True, squeeze=False)[0], trials, shown.unit, summary.settled_step)
     return Picture(
         "percentiles-one-unit",
         f"The inputs to one unit of the last hidden layer (unit {shown.unit} of {shown.units})",
-        "15th, 50th and 85th percentile, over the test set, of the input to the activation of one unit of the last hidden "
-        f"layer, in eval mode, during training (seed {shown.seed}); the counterpart of Fig. 1b and 1c of Ioffe and Szegedy "
-        f"(2015). The unit was chosen by rule: {shown.rule}. Panels share their vertical axis. Step 0 is left out: BN has "
-        "no running statistics yet.",
+        "15th, 50th and 85th percentile, over the test set, of the input to the activation of one unit of the last "
+        f"hidden layer, in evaluation mode, during training (seed {shown.seed}); the counterpart of Fig. 1b and 1c of "
+        f"Ioffe and Szegedy (2015). The unit was chosen by rule: {shown.rule}. Panels share their vertical axis. "
+        f"{from_step(summary)}",
         "Two panels with three lines each: percentiles of one unit's input against training steps, "
         + " and ".join(arm_name(trial.norm) for trial in trials)
         + ".",
@@ -217,13 +227,13 @@ def _one_unit(run: Run, summary: Summary) -> Picture | None:
     )
 
 
-def _draw_unit(panels: Sequence[Axes], trials: Sequence[Trial], unit: int) -> None:
+def _draw_unit(panels: Sequence[Axes], trials: Sequence[Trial], unit: int, first: int) -> None:
     for axes, trial in zip(panels, trials, strict=True):
-        kept, style = trained(trial), _style(trial.norm)
+        kept, style = settled(trial, first), _style(trial.norm)
         steps, (low, middle, high) = trial.steps[kept], trial.percentiles[kept][:, :, unit].T
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axes.plot(steps, middle, color=style["color"], linestyle="-", linewidth=2.0, label="50%")
-        axes.plot(steps, high, color=style["color"], linestyle="--", linewidth=1.1, label="15% and 85%")
+        axes.plot(steps, middle, color=style["color"], linestyle="-", linewidth=2.0, label="50th percentile")
+        axes.plot(steps, high, color=style["color"], linestyle="--", linewidth=1.1, label="15th and 85th")
         axes.plot(steps, low, color=style["color"], linestyle="--", linewidth=1.1)
         axes.set_title(f"{arm_name(trial.norm)}, lr {trial.lr:g}", loc="left")
         axes.set(xlabel="training steps")
@@ -240,7 +250,7 @@ def _all_units(run: Run, summary: Summary) -> Picture | None:
     last = grid[-1]
     for axes, trial in zip(grid, trials, strict=False):
         axes.sharey(grid[0])
-        kept = trained(trial)
+        kept = settled(trial, summary.settled_step)
         medians = trial.percentiles[kept][:, 1]  # (T, U)
         axes.plot(trial.steps[kept], medians, color=_style(trial.norm)["color"], alpha=0.3, linewidth=0.7)
         axes.plot(
@@ -253,7 +263,7 @@ def _all_units(run: Run, summary: Summary) -> Picture | None:
         axes.set_title(f"{arm_name(trial.norm)}, lr {trial.lr:g}: all units", loc="left")
         axes.set(xlabel="training steps")
         axes.legend(loc="upper left", fontsize=8.5)
-        drift, style = np.sort(drift_and_spread(trial)[0]), _style(trial.norm)
+        drift, style = np.sort(drift_and_spread(trial, summary.settled_step)[0]), _style(trial.norm)
         last.plot(
             np.arange(1, len(drift) + 1), drift, label=arm_name(trial.norm), markevery=max(1, len(drift) // 10), **style
         )
@@ -264,9 +274,9 @@ def _all_units(run: Run, summary: Summary) -> Picture | None:
     return Picture(
         "percentiles-all-units",
         f"The inputs to all {shown.units} units of the last hidden layer",
-        f"The median input of every unit over training (seed {shown.seed}), one thin line each, on the same vertical axis; "
-        "and the drift of every unit, the sum over evaluations of the absolute change of its median, sorted: one line "
-        "below the other means that the whole layer drifted less.",
+        f"The median input of every unit over training (seed {shown.seed}), one thin line each, on the same vertical "
+        "axis; and the drift of every unit, the sum over evaluations of the absolute change of its median, sorted: one "
+        "line below the other means that the whole layer drifted less.",
         f"Medians of all {shown.units} units against training steps, and the sorted drift of all units, "
         + " and ".join(arm_name(trial.norm) for trial in trials)
         + ".",
@@ -284,8 +294,6 @@ def _saturated(run: Run, summary: Summary) -> Picture | None:
     rows = -(-layers // columns)
     figure = Figure(figsize=(10.5 if columns > 2 else 7.5, 0.3 + 2.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[layers:]:
-        axes.set_axis_off()
     for layer, axes in enumerate(grid.flat[:layers]):
         for arm in arms:
             if layer < len(arm.saturated):
@@ -293,14 +301,14 @@ def _saturated(run: Run, summary: Summary) -> Picture | None:
         axes.set_title(f"hidden layer {layer + 1}", loc="left")
         axes.set(xlabel="training steps", ylabel="saturated (%)")
         axes.label_outer()
+    _label_lowest(grid, layers)
     grid.flat[0].set_ylim(0, None)
     grid.flat[0].legend(loc="best")
-    definition = run.config["model"].get("saturated", "its activation is nearly flat there, so little gradient passes")
     return Picture(
         "saturated",
         "Saturated units",
-        f"Share of (test example, unit) values that are saturated, per hidden layer, in eval mode. Saturated: {definition}. "
-        f"{_over_seeds(arms)}",
+        "Share of the inputs to the activations that are saturated, over test examples and units, per hidden layer, in "
+        f"evaluation mode. Saturated: {saturation(run.config['model'].get('activation', ''))}. {_over_seeds(arms)}",
         f"Share of saturated units against training steps, one panel for each of {plural(layers, 'hidden layer')}.",
         figure,
     )
@@ -316,7 +324,9 @@ def _hero(run: Run, summary: Summary) -> Picture | None:
     axes = left.add_subplot()
     _draw_accuracy(axes, arms, summary.best)
     axes.set_title("test accuracy, each at its best learning rate", loc="left")
-    _draw_unit(right.subplots(1, len(trials), sharey=True, squeeze=False)[0], trials, summary.shown.unit)
+    _draw_unit(
+        right.subplots(1, len(trials), sharey=True, squeeze=False)[0], trials, summary.shown.unit, summary.settled_step
+    )
     return Picture("hero", "", "", "", figure)
 
 
@@ -324,7 +334,11 @@ def _shown_trials(run: Run, summary: Summary) -> list[Trial]:
     shown = summary.shown
     if shown is None:
         return []
-    trials = [t for t in run.trials if shown.lr.get(t.norm) == t.lr and drift_and_spread(t)[0].size > shown.unit]
+    trials = [
+        t
+        for t in run.trials
+        if shown.lr.get(t.norm) == t.lr and drift_and_spread(t, summary.settled_step)[0].size > shown.unit
+    ]
     first: dict[str, Trial] = {}
     for trial in sorted(trials, key=lambda t: (t.norm != "none", t.seed != shown.seed, t.status == "diverged", t.seed)):
         first.setdefault(trial.norm, trial)

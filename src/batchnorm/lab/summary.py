@@ -98,6 +98,7 @@ class Summary:
     best: Comparison | None
     timing: Timing
     time_ratio: float | None
+    settled_step: int
     shown: Shown | None
 
     def arm(self, norm: str, lr: float | None) -> ArmSummary | None:
@@ -122,8 +123,9 @@ def summarize(run: Run) -> Summary:
     Summary
     """
     chance = 1 / int(run.config["data"]["classes"])
+    first = settled_step(run)
     arms = [
-        _summarize_arm(trials)
+        _summarize_arm(trials, first)
         for trials in _group(run.trials, key=lambda trial: (trial.norm, trial.lr))
         if any(trial.steps.size for trial in trials) or any(trial.status == "diverged" for trial in trials)
     ]
@@ -148,7 +150,8 @@ def summarize(run: Run) -> Summary:
         best=best,
         timing=timing,
         time_ratio=best.ratio / timing.ratio if best and best.ratio and timing.ratio else None,
-        shown=_choose_unit(run.trials, best_lr),
+        settled_step=first,
+        shown=_choose_unit(run.trials, best_lr, first),
     )
 
 
@@ -180,13 +183,13 @@ def _rank(arm: ArmSummary) -> tuple[float, float, float]:
     return (-(accuracy if accuracy is not None else -1.0), loss if loss is not None else np.inf, arm.lr)
 
 
-def _summarize_arm(trials: Sequence[Trial]) -> ArmSummary:
+def _summarize_arm(trials: Sequence[Trial], first: int) -> ArmSummary:
     count = {status: sum(t.status == status for t in trials) for status in ("finished", "interrupted", "diverged")}
     recorded = [t for t in trials if t.steps.size]
     basis = next((s for s in count if any(t.status == s for t in recorded)), "diverged")
     counted = [t for t in recorded if t.status == basis]
     finals = [final for t in counted if (final := final_accuracy(t)) is not None]
-    drifts = [drift_and_spread(t) for t in counted]
+    drifts = [drift_and_spread(t, first) for t in counted]
     layers = min((t.saturated.shape[1] for t in counted), default=0)
     return ArmSummary(
         norm=trials[0].norm,
@@ -212,31 +215,56 @@ def _summarize_arm(trials: Sequence[Trial]) -> ArmSummary:
     )
 
 
-def trained(trial: Trial) -> NDArray[np.bool_]:
-    """Mark the evaluations whose percentiles count: after step 0, and recorded.
+def settled_step(run: Run) -> int:
+    """Find the step from which percentiles count, in both arms alike.
 
-    Step 0 is left out in both arms: BN in eval mode uses running statistics, and before the first step it has none.
+    In evaluation mode BN uses running statistics. They start at mean 0 and variance 1, of which a share of
+    (1 - momentum)**step is left: percentiles count once that is below 1% (step 44 for momentum 0.1). A run too short to
+    have two evaluations after that counts them from step 1.
+
+    Parameters
+    ----------
+    run : Run
+        A run directory.
+
+    Returns
+    -------
+    int
+    """
+    momentum = run.config["config"].get("momentum")
+    if momentum is None or not 0 < momentum < 1:
+        return 1
+    step = int(np.ceil(np.log(0.01) / np.log1p(-momentum)))
+    return step if any((trial.steps >= step).sum() > 1 for trial in run.trials) else 1
+
+
+def settled(trial: Trial, first: int) -> NDArray[np.bool_]:
+    """Mark the evaluations whose percentiles count: from step ``first`` on, and finite.
 
     Parameters
     ----------
     trial : Trial
         A trial.
+    first : int
+        As found by :func:`settled_step`.
 
     Returns
     -------
     ndarray of shape (T,), dtype=bool
     """
-    kept: NDArray[np.bool_] = (trial.steps > 0) & np.isfinite(trial.percentiles).all(axis=(1, 2))
+    kept: NDArray[np.bool_] = (trial.steps >= first) & np.isfinite(trial.percentiles).all(axis=(1, 2))
     return kept
 
 
-def drift_and_spread(trial: Trial) -> tuple[Floats, Floats]:
+def drift_and_spread(trial: Trial, first: int) -> tuple[Floats, Floats]:
     """Per unit of the last hidden layer: how far the median of its input travelled, and how wide its input was.
 
     Parameters
     ----------
     trial : Trial
         A trial.
+    first : int
+        The step from which percentiles count.
 
     Returns
     -------
@@ -245,13 +273,13 @@ def drift_and_spread(trial: Trial) -> tuple[Floats, Floats]:
     spread : ndarray of shape (U,), dtype=np.float64
         Mean over evaluations of the 85th minus the 15th percentile. Empty likewise.
     """
-    q15, q50, q85 = np.moveaxis(trial.percentiles[trained(trial)], 1, 0)  # each (T, U)
+    q15, q50, q85 = np.moveaxis(trial.percentiles[settled(trial, first)], 1, 0)  # each (T, U)
     if len(q50) < 2:
         return np.empty(0), np.empty(0)
     return np.abs(np.diff(q50, axis=0)).sum(axis=0), (q85 - q15).mean(axis=0)
 
 
-def _choose_unit(trials: Sequence[Trial], best_lr: dict[str, float | None]) -> Shown | None:
+def _choose_unit(trials: Sequence[Trial], best_lr: dict[str, float | None], first: int) -> Shown | None:
     """Choose by rule, not by eye: the unit whose drift is the (lower) median of all units in the none arm's first seed.
 
     Both arms are shown at the none arm's best learning rate, so that BN is the only difference; where an arm has no
@@ -259,7 +287,7 @@ def _choose_unit(trials: Sequence[Trial], best_lr: dict[str, float | None]) -> S
     """
     rule_norm, chosen = None, {}
     for norm in sorted(best_lr, key=lambda norm: norm != "none"):
-        usable = [t for t in trials if t.norm == norm and drift_and_spread(t)[0].size]
+        usable = [t for t in trials if t.norm == norm and drift_and_spread(t, first)[0].size]
         if not usable:
             continue
         wanted = [chosen[rule_norm].lr if rule_norm else None, best_lr[norm]]
@@ -269,13 +297,13 @@ def _choose_unit(trials: Sequence[Trial], best_lr: dict[str, float | None]) -> S
         rule_norm, chosen[norm] = rule_norm or norm, usable[0]
     if rule_norm is None:
         return None
-    drift, _ = drift_and_spread(chosen[rule_norm])
+    drift, _ = drift_and_spread(chosen[rule_norm], first)
     return Shown(
         unit=int(np.argsort(drift, kind="stable")[(len(drift) - 1) // 2]),
         units=len(drift),
         seed=chosen[rule_norm].seed,
         lr={norm: trial.lr for norm, trial in chosen.items()},
-        rule=f"the unit with the median drift among all units of the {rule_norm} arm",
+        rule=f"the one with the median drift among all units of the arm '{rule_norm}'",
     )
 
 

@@ -54,15 +54,34 @@ def duration(seconds: float | None) -> str:
     """Write the time of a step in a unit that suits it."""
     if seconds is None:
         return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
+    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("µs", 1e-6)
+    value = seconds / size
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 def plural(number: int, noun: str) -> str:
     """Write "1 seed", "3 seeds"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def saturation(activation: str) -> str:
+    """Say when a value counts as saturated."""
+    flat = "its activation is nearly flat there, so that hardly any gradient passes"
+    return {
+        "sigmoid": "the unit's output is within 5% of an end of its range (size of the input above ln 19 = 2.94)",
+        "tanh": "the unit's output is within 5% of an end of its range (size of the input above ln 19 / 2 = 1.47)",
+        "relu": "the input is at most 0, where the unit passes no gradient",
+    }.get(activation, flat)
+
+
+def from_step(summary: Summary) -> str:
+    """Say from which step percentiles count, and why."""
+    if summary.settled_step == 1:
+        return "Counted from step 1 on; BN's running statistics are still settling then."
+    return (
+        f"Counted from step {summary.settled_step} on, in both arms: before that, BN's running statistics still hold "
+        "more than 1% of the values they start with."
+    )
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -80,7 +99,7 @@ def _comparison_table(summary: Summary) -> Table:
         reached = f"{comparison.reached} of {comparison.targets}" if comparison.targets else "-"
         rows.append([
             kind,
-            f"{comparison.none_lr:g}" if comparison.kind == "matched" else _both_rates(comparison.none_lr, comparison.batch_lr),
+            f"{comparison.none_lr:g}, {comparison.batch_lr:g}",
             percent(comparison.target) if comparison.targets else f"none: {_why_no_target(comparison)}",
             count(comparison.none_steps) if comparison.targets else "-",
             count(comparison.batch_steps) if comparison.targets else "-",
@@ -90,10 +109,10 @@ def _comparison_table(summary: Summary) -> Table:
         ])  # fmt: skip
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
-        columns=["comparison", "lr", "target", "steps without BN", "steps with BN", "ratio", "range", "reached"],
+        columns=["comparison", "lr without, with", "target", "steps without", "with", "ratio", "range", "reached"],
         rows=rows,
-        note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median over "
-        f"seeds. Range: over the seeds that reached it. {_grid(summary)}",
+        note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median "
+        f"over seeds. Range: over the seeds that reached it. {_grid(summary)}",
     )  # fmt: skip
 
 
@@ -118,7 +137,7 @@ def _arm_table(summary: Summary) -> Table:
         title="Every arm at every learning rate",
         columns=["arm", "lr", "trials", "final accuracy", "drift", "spread", "saturated", "time/step"],
         rows=rows,
-        note="Final accuracy: test set, mean ± standard deviation over seeds. Drift, spread, saturated: last hidden layer.",
+        note="Final accuracy: test set, mean ± standard deviation over seeds. Drift, spread, saturated: last layer.",
     )
 
 
@@ -140,7 +159,8 @@ def verdict(summary: Summary) -> Verdict:
     -------
     Verdict
     """
-    numbers = [_steps_sentence(c) for c in [summary.best, *summary.matched] if c is not None]
+    numbers = [_steps_sentence(summary.best)] if summary.best else []
+    numbers += [_steps_sentence(c) for c in summary.matched] if len(summary.matched) < 3 else [_matched(summary)]
     numbers += [s for s in (_accuracy_sentence(summary), _drift_sentence(summary), _time_sentence(summary)) if s]
     return Verdict(_headline(summary), numbers, _limits(summary))
 
@@ -167,14 +187,15 @@ def _headline(summary: Summary) -> str:
             f"with BN it{_ended(summary, 'batch').lstrip(',')}. Chance is {percent(summary.chance)}."
         )
     goal = f"the accuracy that the network without it ended with ({percent(best.target)})"
+    each = "each at its best learning rate"
     if best.ratio is None:
         missed = f"{best.targets - best.reached} of {plural(best.targets, 'seed')}"
-        return f"With BN the network did not reach {goal}, in {missed}."
+        return f"With BN the network did not reach {goal}, in {missed}, {each}."
     if best.ratio > 1 + SAME:
-        return f"With BN the network reached {goal} in {factor(best.ratio)[:-1]} times fewer steps."
+        return f"With BN the network reached {goal} in {factor(best.ratio)[:-1]} times fewer steps, {each}."
     if best.ratio < 1 / (1 + SAME):
-        return f"With BN the network needed {factor(1 / best.ratio)[:-1]} times more steps to reach {goal}."
-    return f"With BN the network reached {goal} in about as many steps."
+        return f"With BN the network needed {factor(1 / best.ratio)[:-1]} times more steps to reach {goal}, {each}."
+    return f"With BN the network reached {goal} in about as many steps, {each}."
 
 
 def _ended(summary: Summary, norm: str) -> str:
@@ -203,6 +224,15 @@ def _steps_sentence(comparison: Comparison) -> str:
     return text + (f"; not reached in {plural(missed, 'seed')})." if missed else ").")
 
 
+def _matched(summary: Summary) -> str:
+    each = [
+        f"{factor(c.ratio, 'not reached') if c.targets else 'no target'} at {c.none_lr:g}"
+        + ("" if c.targets else f" ({_why_no_target(c)})")
+        for c in summary.matched
+    ]
+    return f"Both at the same learning rate, the ratio of steps was {', '.join(each)}."
+
+
 def _accuracy_sentence(summary: Summary) -> str:
     best = summary.best
     if best is None or best.gain is None:
@@ -228,10 +258,11 @@ def _drift_sentence(summary: Summary) -> str:
     absolute, relative = batch.drift / none.drift, (batch.drift_per_spread or 0) / none.drift_per_spread
     word = {(True, True): "less", (False, False): "more"}.get((absolute < 1, relative < 1), "")
     moved = f"moved {word} with BN" if word else "moved less with BN by one measure and more by the other"
+    rates = _both_rates(shown.lr["none"], shown.lr["batch"])
     return (
-        f"The inputs to the last hidden layer's units {moved} (learning rate {_both_rates(*shown.lr.values())}): the median "
-        f"input of the median unit travelled {batch.drift:.2f} with BN and {none.drift:.2f} without; in units of its own "
-        f"spread, {batch.drift_per_spread or 0:.2f} and {none.drift_per_spread:.2f}."
+        f"The inputs to the last hidden layer's units {moved} (learning rate {rates}): the median input of the median "
+        f"unit travelled {batch.drift:.2f} with BN and {none.drift:.2f} without; in units of its own spread, "
+        f"{batch.drift_per_spread or 0:.2f} and {none.drift_per_spread:.2f}."
     )
 
 
@@ -243,8 +274,9 @@ def _time_sentence(summary: Summary) -> str:
     timing = summary.timing
     if timing.ratio is None or timing.ratio_low is None or timing.ratio_high is None:
         return ""
+    batch, none = duration(timing.seconds["batch"]), duration(timing.seconds["none"])
     text = (
-        f"A training step took {duration(timing.seconds['batch'])} with BN and {duration(timing.seconds['none'])} without: "
+        f"A training step took {batch} with BN and {none} without: "
         f"{timing.ratio:.2f} times as long (median of paired intervals; quartiles {timing.ratio_low:.2f} "
         f"and {timing.ratio_high:.2f})."
     )
@@ -262,7 +294,7 @@ def _limits(summary: Summary) -> list[str]:
     pairs = summary.best.pairs if summary.best else []
     if any(pair.batch_steps is not None and pair.batch_steps == pair.resolution for pair in pairs):
         limits.append(
-            "With BN the target was reached by the first evaluation already: the ratio is limited by the evaluation interval."
+            "With BN the target was reached by the first evaluation already: the evaluation interval limits the ratio."
         )
     none = summary.arm("none", summary.best_lr.get("none"))
     ends = [pair.none_steps == none.last_step for pair in pairs if pair.target is not None] if none else []
@@ -290,8 +322,8 @@ def diverged(summary: Summary) -> list[str]:
 def _grid(summary: Summary) -> str:
     if not summary.grid:
         return ""
-    gap = " to ".join(f"{steps:,}" for steps in summary.grid)
-    return f"Steps are known to within one evaluation: every {gap} {'step' if gap == '1' else 'steps'}."
+    apart = " to ".join(f"{steps:,}" for steps in summary.grid) + (" step" if summary.grid == [1] else " steps")
+    return f"Evaluations are {apart} apart; a number of steps is that of the first evaluation at or above the target."
 
 
 def _why_no_target(comparison: Comparison) -> str:
