@@ -12,9 +12,9 @@ from batchnorm.lab.errors import LabError
 def test_defaults_are_resolved_by_data_and_model():
     config = CompareConfig().resolved()
     assert (config.data, config.model, config.norm) == ("digits", "mlp", ("none", "batch"))
-    assert (config.lr, config.steps, config.weight_std) == ((0.1, 0.3, 1.0, 3.0, 10.0), 3000, 0.1)
+    assert (config.lr, config.steps, config.weight_std) == ((0.3, 1.0, 3.0, 10.0), 3000, 0.1)
     convnet = CompareConfig(data="mnist", model="convnet").resolved()
-    assert (convnet.lr, convnet.steps, convnet.weight_std) == ((0.01, 0.03, 0.1, 0.3, 1.0), 1000, None)
+    assert (convnet.lr, convnet.steps, convnet.weight_std) == ((0.03, 0.1, 0.3, 1.0), 1000, None)
     assert CompareConfig(data="mnist").resolved().steps == 5000
     assert (config.threads, convnet.threads) == (1, None)
 
@@ -87,5 +87,5 @@ def test_every_setting_has_a_help_text(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(CompareConfig, args=["--help"])
     shown = capsys.readouterr().out
-    for words in ("scikit-learn", "0.1 0.3 1 3 10", "50000", "BATCHNORM_DATA", "He's"):
+    for words in ("scikit-learn", "0.3 1 3 10", "50000", "BATCHNORM_DATA", "He's"):
         assert words in shown

@@ -254,7 +254,7 @@ def test_batch_larger_than_the_data_is_refused(tmp_path, dataset):
 def test_description_holds_every_resolved_setting(dataset):
     found = describe(CompareConfig(), dataset)
     assert found["config"]["steps"] == 3000
-    assert found["config"]["lr"] == (0.1, 0.3, 1.0, 3.0, 10.0)
+    assert found["config"]["lr"] == (0.3, 1.0, 3.0, 10.0)
     assert found["data"] == {
         "name": "bars",
         "train": 100,
