@@ -47,14 +47,16 @@ REPAIR = "delete the file to have it downloaded again, or copy it again from whe
 class Dataset:
     """Images and their classes, ready to train on.
 
-    Attributes
+    Parameters
     ----------
     name : str
         As in ``--data``.
-    train_x, test_x : Tensor of shape (N, 1, H, W), float32
-        Images.
-    train_y, test_y : Tensor of shape (N,), int64
-        Classes, from 0.
+    train_x : Tensor of shape (N, 1, H, W), float32
+        Images to train on.
+    train_y : Tensor of shape (N,), int64
+        Their classes, from 0.
+    test_x, test_y : Tensor
+        The same to test on.
     classes : int
         Number of classes.
     preprocessing : str
@@ -88,6 +90,7 @@ def load(name: DataName, data_dir: Path | None = None) -> Dataset:
     Returns
     -------
     Dataset
+        All of it, in memory.
 
     Raises
     ------
@@ -108,6 +111,7 @@ def data_root(data_dir: Path | None = None) -> Path:
     Returns
     -------
     Path
+        The folder; it need not exist.
     """
     if data_dir is not None:
         return data_dir
@@ -138,7 +142,6 @@ def batches(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     ------
     Tensor of shape (batch_size,), int64
         Indices of examples.
-
     """
     assert n >= batch_size, (n, batch_size)
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from batchnorm.nn import BatchNorm1d, BatchNorm2d
 class Normalization:
     """How an arm normalizes.
 
-    Attributes
+    Parameters
     ----------
     norm : {'none', 'batch'}
         The arm.
@@ -32,11 +32,33 @@ class Normalization:
         return self.norm == "none"
 
     def dense(self, units: int) -> list[nn.Module]:
-        """What comes between a dense layer and its nonlinearity; input of shape (N, units)."""
+        """Make what comes between a dense layer and its nonlinearity.
+
+        Parameters
+        ----------
+        units : int
+            Outputs of the dense layer, which are of shape (N, units).
+
+        Returns
+        -------
+        list of Module
+            Empty without normalization.
+        """
         return [] if self.norm == "none" else [BatchNorm1d(units, eps=self.eps, momentum=self.momentum)]
 
     def spatial(self, channels: int) -> list[nn.Module]:
-        """What comes between a convolution and its nonlinearity; input of shape (N, channels, H, W)."""
+        """Make what comes between a convolution and its nonlinearity.
+
+        Parameters
+        ----------
+        channels : int
+            Outputs of the convolution, which are of shape (N, channels, H, W).
+
+        Returns
+        -------
+        list of Module
+            Empty without normalization.
+        """
         return [] if self.norm == "none" else [BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)]
 
 
@@ -73,7 +95,18 @@ class Network(nn.Module):
         return [module for module in self.layers if isinstance(module, NONLINEARITIES[self.activation])]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of shape (N, classes) for images of shape (N, C, H, W)."""
+        """Classify images.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, H, W)
+            Images.
+
+        Returns
+        -------
+        Tensor of shape (N, classes)
+            Logits.
+        """
         logits: Tensor = self.layers(x)
         return logits
 
@@ -113,6 +146,7 @@ def build(
     Returns
     -------
     Network
+        In training mode.
 
     References
     ----------

@@ -1,9 +1,11 @@
 """What is measured on a network: its accuracy, and what arrives at its nonlinearities.
 
-All of it over the whole test set, in evaluation mode: with batch normalization the running statistics are used, as they
-would be by whoever deploys the network, and measuring changes nothing.
+An evaluation is over the whole test set in evaluation mode: batch normalization uses its running statistics, as for
+whoever deploys the network. They start as mean 0 and variance 1 and follow at the pace of ``momentum``, so the first
+evaluations show them as well as the network. Measuring changes nothing.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
 class Evaluation:
     """One look at a network.
 
-    Attributes
+    Parameters
     ----------
     loss : float
         Mean cross-entropy over the examples.
@@ -75,7 +77,7 @@ def recorded_inputs(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]
             handle.remove()
 
 
-def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 1000) -> Evaluation:
+def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 200) -> Evaluation:
     """Measure a network in evaluation mode, and leave it in the mode it came in.
 
     Parameters
@@ -93,6 +95,7 @@ def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 1000) -> Evalu
     Returns
     -------
     Evaluation
+        What was measured.
     """
     loss = 0.0
     correct = 0
@@ -116,6 +119,29 @@ def evaluate(network: Network, x: Tensor, y: Tensor, chunk: int = 1000) -> Evalu
     return Evaluation(
         loss / len(x), correct / len(x), (saturated / values).tolist(), percentiles(torch.cat(last_layer))
     )
+
+
+def training_loss(network: Network, x: Tensor, y: Tensor) -> float:
+    """Mean cross-entropy of one mini-batch in training mode, without training on it.
+
+    Taken on a copy, as batch normalization would count the mini-batch into its running statistics.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    x : Tensor of shape (N, C, H, W)
+        Images.
+    y : Tensor of shape (N,), int64
+        Their classes.
+
+    Returns
+    -------
+    float
+        The loss.
+    """
+    with torch.no_grad():
+        return nn.functional.cross_entropy(copy.deepcopy(network).train()(x), y).item()
 
 
 def percentiles(u: Tensor) -> NDArray[np.float32]:

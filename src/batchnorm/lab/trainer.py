@@ -5,7 +5,6 @@ times are measured under the same conditions, and an interruption finds them wit
 """
 
 import contextlib
-import copy
 import math
 import statistics
 import time
@@ -23,14 +22,14 @@ from batchnorm.lab.config import CompareConfig, Norm, evaluation_steps
 from batchnorm.lab.data import Dataset, batches
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Network, Normalization, build
-from batchnorm.lab.probes import evaluate
+from batchnorm.lab.probes import evaluate, training_loss
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the comparison is; sent at each evaluation.
+    """How far the comparison is; sent at each evaluation, and when a trial diverges.
 
-    Attributes
+    Parameters
     ----------
     trials_done, trials : int
         Trials that have ended, and all trials (arms times learning rates times seeds).
@@ -41,7 +40,7 @@ class Progress:
     seed : int
         Their seed.
     accuracy : dict of str to float
-        Test accuracy of each arm that is still running.
+        Latest test accuracy of each arm.
     """
 
     trials_done: int
@@ -113,7 +112,7 @@ class _Arm:
 
 
 def describe(config: CompareConfig, dataset: Dataset) -> dict[str, Any]:
-    """What a run directory records about a comparison before it starts.
+    """Describe a comparison before it starts, for the run directory.
 
     Parameters
     ----------
@@ -126,8 +125,13 @@ def describe(config: CompareConfig, dataset: Dataset) -> dict[str, Any]:
     -------
     dict
         ``config`` with every setting resolved, ``data`` and ``model``: the content of config.json but for the command.
+
+    Raises
+    ------
+    LabError
+        The mini-batch is larger than the data set.
     """
-    config = config.resolved()
+    config = _resolved(config, dataset)
     networks = {norm: _network(config, dataset, norm, seed=0) for norm in ("none", "batch")}
     network = networks["none"]
     return {
@@ -160,7 +164,7 @@ def compare(
 
     Seeds are the outer loop: whatever stops the run, the learning rates have been treated alike. Training is plain
     stochastic gradient descent on the cross-entropy. A trial whose loss is not finite ends there as "diverged", and so
-    does one whose loss over its last interval is more than twice that of guessing; the others go on.
+    does one whose training loss over its last interval is more than twice that of guessing; the others go on.
 
     Parameters
     ----------
@@ -171,7 +175,7 @@ def compare(
     writer : RunWriter
         The run directory. Each evaluation is on disk when ``compare`` goes on.
     on_event : callable
-        Called with a :class:`Progress` at each evaluation.
+        Called with :class:`Progress`.
 
     Raises
     ------
@@ -186,13 +190,8 @@ def compare(
     ----------
     Ioffe and Szegedy 2015, :arxiv:`1502.03167`, section 4.1 and figure 1.
     """
-    config = config.resolved()
+    config = _resolved(config, dataset)
     assert config.lr is not None
-    if config.batch_size > len(dataset.train_x):
-        raise LabError(
-            f"batch_size must be at most the number of training examples of {dataset.name}, {len(dataset.train_x)}; "
-            f"got {config.batch_size}"
-        )
     trials = len(config.norm) * len(config.lr) * config.seeds
     done = 0
     status = "interrupted"
@@ -233,11 +232,10 @@ def _lockstep(
         first = next(batches(len(dataset.train_x), config.batch_size, seed))
         for norm in config.norm:
             network = _network(config, dataset, norm, seed)
-            arm = _Arm(
-                norm, network, torch.optim.SGD(network.parameters(), lr), writer.trial(norm=norm, lr=lr, seed=seed)
-            )
+            optimizer = torch.optim.SGD(network.parameters(), lr)
+            arm = _Arm(norm, network, optimizer, writer.trial(norm=norm, lr=lr, seed=seed))
             arms.append(arm)
-            arm.losses.append(_training_loss(network, dataset.train_x[first], dataset.train_y[first]))
+            arm.losses.append(training_loss(network, dataset.train_x[first], dataset.train_y[first]))
             arm.record(dataset)
         tell(0)
         order = batches(len(dataset.train_x), config.batch_size, seed)
@@ -261,6 +259,16 @@ def _lockstep(
                 arm.end("interrupted")
 
 
+def _resolved(config: CompareConfig, dataset: Dataset) -> CompareConfig:
+    """Fill in the defaults, and check what cannot be known without the data."""
+    if config.batch_size > len(dataset.train_x):
+        raise LabError(
+            f"batch_size must be at most the number of training examples of {dataset.name}, {len(dataset.train_x)}; "
+            f"got {config.batch_size}"
+        )
+    return config.resolved()
+
+
 def _outcome(train_loss: float, classes: int) -> tuple[str, str]:
     """Status and reason of a trial that took all its steps and ended with this training loss."""
     guessing = math.log(classes)
@@ -278,12 +286,6 @@ def _network(config: CompareConfig, dataset: Dataset, norm: Norm, seed: int) -> 
         weight_std=config.weight_std,
         seed=seed,
     )
-
-
-def _training_loss(network: Network, x: Tensor, y: Tensor) -> float:
-    """Loss in training mode, from a copy: batch normalization would count the batch into its running statistics."""
-    with torch.no_grad():
-        return nn.functional.cross_entropy(copy.deepcopy(network).train()(x), y).item()
 
 
 def _rounded(values: ArrayLike) -> Any:
