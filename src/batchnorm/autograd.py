@@ -16,6 +16,9 @@ from torch import Tensor
 from batchnorm.kernels import composite, registry
 from batchnorm.kernels.interface import Statistics, statistics_dtype
 
+# What torch.library enters to reach the kernel below autograd; it has no public name.
+_below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
+
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
     "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str? activation)"
@@ -93,7 +96,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, residual, weight, bias, ctx.eps, ctx.activation = args
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             y, mean, var = forward(*args)
         ctx.mark_non_differentiable(mean, var)
         ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
@@ -113,7 +116,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, residual, mean, var, weight, bias, ctx.eps, ctx.activation = args
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             y: Tensor = normalize(*args)
         ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
         return y
@@ -133,7 +136,7 @@ class _Backward(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         *tensors, ctx.eps, ctx.activation, ctx.batch_statistics = args
         ctx.save_for_backward(*tensors)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             grads: tuple[Tensor, Tensor, Tensor, Tensor] = backward(*args)
         return grads
 
@@ -144,20 +147,14 @@ class _Backward(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             # Where an input was absent, or not saved because nothing depends on it, its neutral value stands in.
-            dy, *inputs = map(
-                _tracked_alias,
-                (
-                    dy,
-                    x,
-                    torch.zeros_like(x) if residual is None else residual,
-                    x.new_ones(x.shape[1]) if weight is None else weight,
-                    x.new_zeros(x.shape[1]) if bias is None else bias,
-                ),
-            )
-            y = composite.forward(*inputs, stored, ctx.eps, ctx.activation)
-            firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
+            dy, x = _tracked_alias(dy), _tracked_alias(x)
+            residual = _tracked_alias(torch.zeros_like(x) if residual is None else residual)
+            weight = _tracked_alias(x.new_ones(x.shape[1]) if weight is None else weight)
+            bias = _tracked_alias(x.new_zeros(x.shape[1]) if bias is None else bias)
+            y = composite.forward(x, residual, weight, bias, stored, ctx.eps, ctx.activation)
+            firsts = torch.autograd.grad(y, (x, residual, weight, bias), dy.to(y.dtype), create_graph=True)
             d_dy, d_x, d_residual, d_weight, d_bias = torch.autograd.grad(
-                firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
+                firsts, (dy, x, residual, weight, bias), cotangents, create_graph=create_graph, allow_unused=True
             )
         seconds = _asked((d_dy, d_x, d_residual, None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
         return *seconds, None, None, None
@@ -177,7 +174,7 @@ def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autog
     def differentiable(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return function.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return operator(*args)
 
     name = operator.name().removeprefix("batchnorm::").removesuffix(".default")

@@ -11,7 +11,7 @@ from batchnorm.kernels.interface import statistics_dtype, values_per_channel
 
 
 class InputError(ValueError, RuntimeError):
-    """A tensor of the wrong shape, layout of arguments or device; RuntimeError too because torch's layer raises that."""
+    """A tensor of the wrong shape or device, or one missing; RuntimeError too because torch's layer raises that."""
 
 
 class DtypeError(TypeError, NotImplementedError):

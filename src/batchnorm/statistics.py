@@ -10,7 +10,9 @@ from batchnorm.kernels.interface import statistics_dtype
 def averaging_factor(momentum: float | None, num_batches_tracked: Tensor) -> float | Tensor:
     r"""Return the weight of the new batch: ``momentum``, or 1 over the number of batches where that is None.
 
-    .. math:: r \leftarrow (1 - f) r + f s, \quad f = 1/n \text{ makes } r \text{ the mean of the first } n \text{ values of } s
+    .. math:: r_n = (1 - f) r_{n-1} + f s_n
+
+    With :math:`f = 1/n` that is the mean of the first n values.
 
     Parameters
     ----------

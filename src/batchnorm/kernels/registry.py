@@ -123,7 +123,7 @@ def use_backend(name: str) -> Iterator[None]:
     ValueError
         Unknown name.
     """
-    global _forced  # noqa: PLW0603  # a process-wide choice, like torch.set_num_threads
+    global _forced  # a process-wide choice, like torch.set_num_threads
     _require_known(name)
     former, _forced = _forced, name
     try:

@@ -63,34 +63,32 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             A dtype that does not fit.
         """
         self._check_input_dim(x)
-        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         stored = not self.training or self.track_running_stats
-        count_batches = self.training and self.track_running_stats and self.num_batches_tracked is not None
-        momentum: float | Tensor = 0.0
-        if count_batches:
-            momentum = statistics.averaging_factor(self.momentum, self.num_batches_tracked + 1)
-        elif self.momentum is not None:
-            momentum = self.momentum
+        counter = self.num_batches_tracked if self.training and self.track_running_stats else None
+        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
+        if counter is not None:
+            momentum = statistics.averaging_factor(self.momentum, counter + 1)
         y = functional.batch_norm(
             x,
             self.running_mean if stored else None,
             self.running_var if stored else None,
             self.weight,
             self.bias,
-            batch_statistics,
+            self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
             activation=self.activation,
             residual=residual,
         )
-        if count_batches and x.numel() > 0:  # an empty batch has no statistics to average
-            self.num_batches_tracked.add_(1)
+        # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
+        if counter is not None and (x.numel() > 0 or self.momentum is not None):
+            counter.add_(1)
         return y
 
     def extra_repr(self) -> str:
         """Return torch's description of the layer, and the activation where there is one."""
         activation = "" if self.activation is None else f", activation={self.activation}"
-        return super().extra_repr() + activation
+        return f"{super().extra_repr()}{activation}"  # type: ignore[no-untyped-call]  # torch has no annotation here
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # torch's name for it
         if not isinstance(input, Tensor):
@@ -150,8 +148,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
     Notes
     -----
-    Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike torch's, an empty batch in training is not counted
-    in ``num_batches_tracked``: it has no statistics.
+    Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike in torch, an empty batch is not counted
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
 
     References
     ----------
@@ -206,8 +204,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
     Notes
     -----
-    Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike torch's, an empty batch in training is not counted
-    in ``num_batches_tracked``: it has no statistics.
+    Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike in torch, an empty batch is not counted
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
 
     References
     ----------
@@ -262,8 +260,8 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
     Notes
     -----
-    Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike torch's, an empty batch in training is not counted
-    in ``num_batches_tracked``: it has no statistics.
+    Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike in torch, an empty batch is not counted
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
 
     References
     ----------

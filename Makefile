@@ -1,0 +1,42 @@
+# Every target sets up what it needs in .venv; nothing else is touched. `make demo` first.
+#
+# On Linux pip's default PyTorch brings CUDA along (gigabytes). For the CPU build alone, name PyTorch's own index once:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
+	$(BIN)/batchnorm compare
+
+test: .venv/installed-test       ## the whole suite
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: .venv/installed-lint       ## style and types
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: .venv/installed-lint
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "batchnorm needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing batchnorm[$(EXTRAS_$*)] into .venv (minutes on the first run) ..."
+	$(INSTALL) '.[$(EXTRAS_$*)]'
+	@touch $@
+
+EXTRAS_lab := lab
+EXTRAS_test := lab,test
+EXTRAS_lint := lab,test,lint
+
+clean:
+	rm -rf .venv build dist
