@@ -40,7 +40,6 @@ def run(*arguments, cwd):
         (["compare", "--seeds", "0"], "seeds must be at least 1; got 0"),
         (["frobnicate"], "frobnicate"),
     ],
-    ids=" ".join,
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     done = run(*arguments, cwd=tmp_path)
@@ -178,4 +177,4 @@ def test_the_bar_counts_steps_of_all_trials_on_a_terminal():
             (bar,) = [cell.cell_contents for cell in advance.__closure__ if hasattr(cell.cell_contents, "tasks")]
             seen.append(bar.tasks[0].completed)
     assert seen == [0, 10, 17, 20, 20, 30, 40]
-    assert "with BN 75.0%" in file.getvalue()
+    assert "batch 75.0%" in file.getvalue()

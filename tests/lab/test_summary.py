@@ -74,7 +74,7 @@ def test_a_diverged_arm_without_bn_has_no_target_and_the_batch_arm_survives(writ
     (pair,) = summary.matched[0].pairs
     assert (pair.outcome, pair.target, pair.ratio) == ("diverged", None, None)
     assert "without BN diverged" in verdict(summary).headline
-    assert "with BN the network trained, ended at 90.0%" in verdict(summary).headline
+    assert "with BN the network ended at 90.0%" in verdict(summary).headline
     assert diverged(summary) == ["without BN at learning rate 0.1, 1 of 1 trial (seed 0: for the test: diverged)"]
     assert summary.arm("none", 0.1).accuracy_mean is None
 
@@ -85,8 +85,8 @@ def test_an_arm_without_bn_that_stays_at_chance_sets_no_target(writer):
     summary = summary_of(writer)
     assert summary.matched[0].pairs[0].outcome == "learned nothing"
     assert verdict(summary).headline == (
-        "Without BN the network learned nothing in 100 steps, ended at 11.3%; with BN it ended at 90.0%. "
-        "Chance is 10.0%."
+        "Without BN the network learned nothing in 100 steps: it ended at 11.3%, and chance is 10.0%. "
+        "With BN it ended at 90.0%."
     )
 
 

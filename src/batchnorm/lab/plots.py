@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -143,19 +144,22 @@ def _accuracy(_: Run, summary: Summary) -> Picture | None:
     rows = -(-len(rates) // columns)
     figure = Figure(figsize=(7.5 if columns < 3 else 10.5, 0.4 + 3.0 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    handles: dict[str, Artist] = {}
     for axes, lr in zip(grid.flat, rates, strict=False):
-        _draw_accuracy(
-            axes, [a for a in summary.arms if a.lr == lr], next((c for c in summary.matched if c.none_lr == lr), None)
-        )
-        axes.set_title(f"learning rate {lr:g}", loc="left")
+        arms = [arm for arm in summary.arms if arm.lr == lr]
+        _draw_accuracy(axes, arms, next((c for c in summary.matched if c.none_lr == lr), None), legend=False)
+        handles |= {arm_name(arm.norm): line for arm, line in zip(arms, axes.lines, strict=False)}
+        lost = [f"{arm_name(arm.norm)} {arm.diverged} of {arm.trials} diverged" for arm in arms if arm.diverged]
+        axes.set_title("\n".join([f"learning rate {lr:g}", *lost]), loc="left")
         axes.label_outer()
     _label_lowest(grid, len(rates))
+    figure.legend(list(handles.values()), list(handles), loc="outside upper right", ncols=len(handles))
     return Picture(
         "accuracy-by-lr",
         "Accuracy over steps, both arms at the same learning rate",
         f"Test accuracy over training steps, one panel per learning rate. {_over_seeds(summary.arms)} Dotted: the "
         "accuracy that the arm without BN ended with at that learning rate, and the steps each arm needed to first "
-        "reach it. A cross marks an arm that diverged.",
+        "reach it. A cross marks an arm of which every trial diverged; other diverged trials are counted, not drawn.",
         "One line chart of test accuracy against training steps for each learning rate: "
         + ", ".join(f"{lr:g}" for lr in rates),
         figure,
@@ -171,11 +175,14 @@ def _label_lowest(grid: NDArray[np.object_], used: int) -> None:
         axes.tick_params(labelbottom=True)
 
 
-def _draw_accuracy(axes: Axes, arms: Sequence[ArmSummary], comparison: Comparison | None) -> None:
+def _draw_accuracy(
+    axes: Axes, arms: Sequence[ArmSummary], comparison: Comparison | None, *, legend: bool = True
+) -> None:
     for arm in arms:
         note = f" ({arm.diverged} of {arm.trials} diverged)" if arm.diverged else ""
         _draw_curve(axes, arm.accuracy, arm.norm, f"{arm_name(arm.norm)}, lr {arm.lr:g}{note}", scale=100)
-        if arm.diverged and arm.accuracy.steps:
+    for arm in arms:
+        if arm.basis == "diverged" and arm.accuracy.steps:
             end = (arm.accuracy.steps[-1], 100 * arm.accuracy.mean[-1])
             axes.plot(*end, marker="X", markersize=9, color=_style(arm.norm)["color"], linestyle="none")
     if comparison is not None and comparison.target is not None:
@@ -190,7 +197,8 @@ def _draw_accuracy(axes: Axes, arms: Sequence[ArmSummary], comparison: Compariso
                     ha="left" if right else "right", fontsize=8.5,
                 )  # fmt: skip
     axes.set(xlabel="training steps", ylabel="test accuracy (%)", ylim=(0, 101))
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.07))
+    if legend:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.07))
 
 
 def _draw_curve(axes: Axes, curve: Curve, norm: str, label: str, scale: float = 1.0) -> None:

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from batchnorm.lab.summary import Summary
-from batchnorm.lab.wording import arm_name, percent, plural, tables, verdict
+from batchnorm.lab.wording import percent, plural, tables, verdict
 
 PIPE_WIDTH = 132  # a pipe has no width: wide enough for every table on one line per row
 
@@ -83,8 +83,7 @@ def training_bar(to: Console) -> Iterator[Callable[[TrainingProgress], None]]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=12),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[accuracy]}"),
@@ -102,13 +101,14 @@ def training_bar(to: Console) -> Iterator[Callable[[TrainingProgress], None]]:
             ended = progress.trials_done - base
             running = len(progress.accuracy) - ended
             speed = bar.tasks[0].speed
+            step = f"step {progress.step:,}/{progress.steps:,}"
             bar.update(
                 task,
                 total=progress.trials * progress.steps,
                 completed=progress.trials_done * progress.steps + running * progress.step,
-                description=f"lr {progress.lr:g}, seed {progress.seed}",
+                description=f"{progress.trials_done}/{progress.trials} trials, {step}",
                 rate=f"{speed:,.0f} steps/s" if speed else "",
-                accuracy=", ".join(f"{arm_name(norm)} {percent(value)}" for norm, value in progress.accuracy.items()),
+                accuracy=" ".join(f"{norm} {percent(value)}" for norm, value in progress.accuracy.items()),
             )
 
         yield advance

@@ -109,11 +109,20 @@ def _comparison_table(summary: Summary) -> Table:
         ])  # fmt: skip
     return Table(
         title="Steps to the accuracy that the arm without BN ends with",
-        columns=["comparison", "lr without, with", "target", "steps without", "with", "ratio", "range", "reached"],
+        columns=[
+            "comparison",
+            "lr without, with",
+            "target",
+            "steps without",
+            "steps with",
+            "ratio",
+            "range",
+            "reached",
+        ],
         rows=rows,
         note="Target: test accuracy, mean over seeds; each seed has its own. Steps and ratio (without : with): median "
         f"over seeds. Range: over the seeds that reached it. {_grid(summary)}",
-    )  # fmt: skip
+    )
 
 
 def _arm_table(summary: Summary) -> Table:
@@ -170,8 +179,8 @@ def _headline(summary: Summary) -> str:
     if not summary.arms or all(not arm.accuracy.steps and not arm.diverged for arm in summary.arms):
         return "Nothing was recorded before the run ended."
     if not {"none", "batch"} <= set(norms):
-        ended = _ended(summary, norms[0])
-        return f"Only one arm was run: the network {arm_name(norms[0])}{ended}. There is nothing to compare it with."
+        ended = f"; it {ended}" if (ended := _ended(summary, norms[0])) else ""
+        return f"Only one arm was run, {arm_name(norms[0])}{ended}. There is nothing to compare it with."
     best = summary.best
     if best is None:
         lost = [norm for norm in ("none", "batch") if summary.best_lr[norm] is None]
@@ -180,11 +189,11 @@ def _headline(summary: Summary) -> str:
         who = " and ".join(arm_name(norm) for norm in lost)
         text = f"At every learning rate tried, training {who} diverged for at least one seed"
         kept = [norm for norm in ("none", "batch") if norm not in lost]
-        return f"{text}; {arm_name(kept[0])} the network trained{_ended(summary, kept[0])}." if kept else f"{text}."
+        return f"{text}; {arm_name(kept[0])} the network {_ended(summary, kept[0])}." if kept else f"{text}."
     if not best.targets:
         return (
-            f"Without BN the network learned nothing in {summary.steps:,} steps{_ended(summary, 'none')}; "
-            f"with BN it{_ended(summary, 'batch').lstrip(',')}. Chance is {percent(summary.chance)}."
+            f"Without BN the network learned nothing in {summary.steps:,} steps: it {_ended(summary, 'none')}, and "
+            f"chance is {percent(summary.chance)}. With BN it {_ended(summary, 'batch')}."
         )
     goal = f"the accuracy that the network without it ended with ({percent(best.target)})"
     each = "each at its best learning rate"
@@ -203,7 +212,7 @@ def _ended(summary: Summary, norm: str) -> str:
     if arm is None or arm.accuracy_mean is None:
         return ""
     word = "ended at" if arm.basis == "finished" else "was interrupted at"
-    return f", {word} {percent(arm.accuracy_mean)}"
+    return f"{word} {percent(arm.accuracy_mean)}"
 
 
 def _steps_sentence(comparison: Comparison) -> str:
