@@ -16,7 +16,7 @@ def test_defaults_are_resolved_by_data_and_model():
     convnet = CompareConfig(data="mnist", model="convnet").resolved()
     assert (convnet.lr, convnet.steps, convnet.weight_std) == ((0.03, 0.1, 0.3, 1.0), 1000, None)
     assert CompareConfig(data="mnist").resolved().steps == 5000
-    assert (config.threads, convnet.threads) == (1, None)
+    assert (config.threads, convnet.threads) == (1, 1)
 
 
 def test_what_is_given_is_kept():

@@ -40,7 +40,8 @@ class CompareConfig:
 
     model: ModelName = "mlp"
     """Network. mlp: the paper's three hidden layers of 100 sigmoids. convnet: two of convolution, ReLU and max pool,
-    then one hidden layer of 100 ReLUs."""
+    then one hidden layer of 100 ReLUs; on mnist about 40 minutes by default, mostly of evaluations: for a first look
+    take fewer --seeds and --evaluations."""
 
     norm: tuple[Norm, ...] = ("none", "batch")
     """Arms to train: without normalization, with batch normalization before each nonlinearity, or both."""
@@ -81,9 +82,11 @@ class CompareConfig:
     out: Path | None = None
     """Run directory to write. None: a new one under runs/."""
 
-    threads: int | None = None
-    """Threads that torch computes with. None: 1 for the mlp, whose layers are too small to share; for the convnet as
-    many as torch chooses."""
+    # A step of the mlp takes half a millisecond, and no less with two threads. But where another process wants one of
+    # their cores, each of its many small operations waits for the scheduler: 70 ms a step, measured.
+    threads: int = 1
+    """Threads that torch computes with. One is enough for networks as small as these; on a machine with nothing else to
+    do, more can make the convnet on mnist faster."""
 
     def __post_init__(self) -> None:
         """Check every field; nothing behind this border checks again."""
@@ -111,8 +114,8 @@ class CompareConfig:
         Returns
         -------
         CompareConfig
-            The same, with ``lr`` and ``steps`` given, and for the mlp ``weight_std`` and ``threads`` too (for the
-            convnet None stands for He's rule and for torch's choice).
+            The same, with ``lr`` and ``steps`` given, and ``weight_std`` too for the mlp (for the convnet None stands
+            for He's rule).
         """
         mlp = self.model == "mlp"
         return replace(
@@ -120,9 +123,6 @@ class CompareConfig:
             lr=LEARNING_RATES[self.model] if self.lr is None else self.lr,
             steps=STEPS[self.data, self.model] if self.steps is None else self.steps,
             weight_std=MLP_WEIGHT_STD if mlp and self.weight_std is None else self.weight_std,
-            # A step of the mlp takes half a millisecond, and no less with two threads. But where another process wants
-            # one of their cores, each of its many small operations waits for the scheduler: 70 ms a step, measured.
-            threads=1 if mlp and self.threads is None else self.threads,
         )
 
 
