@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import batchnorm
+from batchnorm import __version__
 
 SEEDS = "a seed fixes the initial weights and the order of the batches, alike in every arm and at every learning rate"
 
@@ -30,8 +30,8 @@ def environment(threads: int | None = None) -> dict[str, object]:
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "batchnorm": batchnorm.__version__,
-        "commit": _commit(Path(batchnorm.__file__)),
+        "batchnorm": __version__,
+        "commit": _commit(Path(__file__)),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -76,7 +76,7 @@ class _Arm:
         if not math.isfinite(value):
             self.end("diverged", f"the training loss became {value} in step {self.step + 1}")
             return
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        loss.backward()
         self.optimizer.step()
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(value)
