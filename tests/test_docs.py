@@ -24,6 +24,7 @@ IGNORED = {
     "SA01",  # "See Also" everywhere says nothing; the text links where it helps
     "EX01",  # examples where they teach something; those that are there run (below)
     "RT02",  # a named pair is clearer than its type alone
+    "RT03",  # a type whose name says it needs no second sentence
     "RT04",  # a value may be described by a symbol, in lower case
 }
 #: Records list their fields under Attributes; numpydoc looks for the same names under Parameters.
@@ -109,6 +110,8 @@ def _pages() -> list[Path]:
 @pytest.mark.parametrize("page", _pages(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    targets = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto"))]
+    targets = [
+        t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto"))
+    ]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert not missing, f"{page}: {missing}"

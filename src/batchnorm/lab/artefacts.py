@@ -37,7 +37,7 @@ _TRIAL_NAME = re.compile(r"(?P<norm>[a-z][a-z0-9_]*)-lr(?P<lr>[0-9.e+-]+)-seed(?
 class RunWriter:
     """Write one run into its own directory; made by :meth:`create`.
 
-    Attributes
+    Parameters
     ----------
     path : Path
         The run directory.

@@ -64,6 +64,11 @@ def jsonable(value: Any) -> Any:
     -------
     object
         The same with arrays as lists, paths as strings, and numbers that are not finite as None.
+
+    Raises
+    ------
+    TypeError
+        JSON has nothing for it.
     """
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
