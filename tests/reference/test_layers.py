@@ -253,6 +253,19 @@ def test_sandwiches_equal_torch_and_central_differences(name):
         assert_gradients(forward, backward, arrays)
 
 
+def test_a_batch_of_two_sends_no_gradient_to_the_layer_before_the_normalization():
+    # Two values normalize to -1 and 1 whatever they are, so only weight and bias of the normalization can learn.
+    def gradients(samples):
+        x, layer_weight, dy = draw((samples, 4), (3, 4), (samples, 3))
+        _, cache = sandwiches.linear_bn_relu_forward(x, layer_weight, bias=np.full(3, 2.0), eps=1e-14)
+        return sandwiches.linear_bn_relu_backward(dy, cache)
+
+    two, three = gradients(2), gradients(3)
+    assert np.abs(two.dlayer_weight).max() < 1e-7  # of order eps / var, by (55)
+    assert np.abs(two.dweight).max() > 0.1
+    assert np.abs(three.dlayer_weight).max() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_normalized_sandwiches_use_running_statistics_at_test_time(kind):
     name = f"{kind}_bn_relu"

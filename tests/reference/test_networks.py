@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from batchnorm.reference import optimizers
-from batchnorm.reference.initializers import small_gaussian
+from batchnorm.reference.initializers import kaiming_normal, small_gaussian
 from batchnorm.reference.losses import sigmoid_cross_entropy
 from batchnorm.reference.networks import conv_net, fully_connected
 from batchnorm.reference.penalties import l1_penalty, l2_penalty
@@ -211,6 +211,68 @@ def test_the_loop_learns_what_a_line_cannot(norm, generator):
     assert history.accuracy[-1] == accuracy(network, x, y)
     line = fully_connected(2, [], 2, generator=generator(1))
     assert train(line, x, y, **options, generator=generator(2)).accuracy[-1] < 0.7
+
+
+# --- the published protocol of the 2-D comparison, literally ---
+
+
+class Transposed:
+    """A source for masks that are published as (features, samples)."""
+
+    def __init__(self, seed):
+        self.legacy = np.random.RandomState(seed)
+
+    def random(self, shape):
+        return self.legacy.random_sample(shape[::-1]).T
+
+
+def published(x, y, steps, lambd=0.0, keep_prob=1.0, lr=0.3):
+    """The course's network 2-20-3-1 in its own layout, one column per sample: relu, relu, sigmoid, full batch."""
+    draw, (samples, _) = np.random.RandomState(3), x.shape
+    w1, w2, w3 = (draw.randn(out, ins) / np.sqrt(ins) for out, ins in [(20, 2), (3, 20), (1, 3)])
+    b1, b2, b3 = np.zeros((20, 1)), np.zeros((3, 1)), np.zeros((1, 1))
+    costs = []
+    for _ in range(steps):
+        masks = np.random.RandomState(1)  # seeded again in every step
+        a1 = np.maximum(0, w1 @ x.T + b1)
+        d1 = (masks.rand(*a1.shape) < keep_prob) / keep_prob
+        a1 = a1 * d1
+        a2 = np.maximum(0, w2 @ a1 + b2)
+        d2 = (masks.rand(*a2.shape) < keep_prob) / keep_prob
+        a2 = a2 * d2
+        a3 = 1 / (1 + np.exp(-(w3 @ a2 + b3)))
+        cross_entropy = -np.mean(y * np.log(a3) + (1 - y) * np.log(1 - a3))
+        costs.append(cross_entropy + lambd / (2 * samples) * sum(np.sum(w**2) for w in (w1, w2, w3)))
+        dz3 = a3 - y
+        dz2 = (w3.T @ dz3) * d2 * (a2 > 0)
+        dz1 = (w2.T @ dz2) * d1 * (a1 > 0)
+        dw3, dw2, dw1 = dz3 @ a2.T / samples, dz2 @ a1.T / samples, dz1 @ x / samples
+        b3, b2, b1 = (b - lr * dz.mean(axis=1, keepdims=True) for b, dz in [(b3, dz3), (b2, dz2), (b1, dz1)])
+        w3, w2, w1 = (w - lr * (dw + lambd / samples * w) for w, dw in [(w3, dw3), (w2, dw2), (w1, dw1)])
+    return costs, (w1, w2, w3)
+
+
+@pytest.mark.parametrize(("lambd", "keep_prob"), [(0.0, 1.0), (0.7, 1.0), (0.0, 0.86)], ids=["none", "l2", "dropout"])
+def test_the_published_protocol_of_the_2d_comparison_step_by_step(lambd, keep_prob):
+    x, y = rings(211, seed=0)
+    costs, weights = published(x, y, steps=50, lambd=lambd, keep_prob=keep_prob)
+    network = fully_connected(
+        2,
+        [20, 3],
+        1,
+        keep_prob=keep_prob,
+        penalty=partial(l2_penalty, strength=lambd, convention="half_mean", samples=211),
+        initializer=partial(kaiming_normal, activation=None),
+        criterion=sigmoid_cross_entropy,
+        generator=np.random.RandomState(3),
+    )
+    found = []
+    for _ in range(50):
+        network.generator = Transposed(1)
+        found += train(network, x, y[:, None].astype(float), epochs=1, batch_size=211, lr=0.3).loss
+    np.testing.assert_allclose(found, costs, rtol=1e-10)
+    for name, w in zip(network.penalized, weights, strict=True):
+        np.testing.assert_allclose(network.parameters[name], w, rtol=1e-8)
 
 
 def test_conv_net_learns_to_tell_rows_from_columns():

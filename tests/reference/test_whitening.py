@@ -133,8 +133,8 @@ def test_zca_has_a_gradient_where_eigenvalues_are_equal_and_pca_says_that_it_has
 
 def test_cost_is_linear_in_channels_for_bn_and_cubic_for_whitening():
     small, large = whitening.cost(10_000, 100), whitening.cost(10_000, 200)
-    assert small.batch_norm == 5 * 10_000 * 100 + 400  # (82)
-    assert small.pca == 2 * 10**6 + 4 * 10**8 + 9 * 10**6 + 10**4  # (83)
+    assert small.batch_norm == 5 * 10_000 * 100 + 500  # (82)
+    assert small.pca == 2 * 10**6 + 4 * 10**8 + 9 * 10**6 + 2 * 10**4  # (83)
     assert small.zca - small.pca == 2 * 10**6
     assert large.batch_norm == 2 * small.batch_norm
     assert 3.9 < large.zca / small.zca < 4.2  # the products over the batch dominate: C^2

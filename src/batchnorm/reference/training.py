@@ -37,7 +37,7 @@ def train(
     epochs: int,
     batch_size: int,
     lr: float | Schedule,
-    generator: RandomSource,
+    generator: RandomSource | None = None,
     rule: optimizers.Rule = optimizers.sgd,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> History:
@@ -50,13 +50,13 @@ def train(
     x, y : array_like, N samples on axis 0
         The training set.
     epochs : int
-        Passes over it, each in a new order.
+        Passes over it.
     batch_size : int
         Samples per step. A last batch that would be smaller is left out: statistics of few samples are poor.
     lr : float or callable
         Learning rate, or a schedule from the step (counted from 0) to it.
-    generator : numpy.random.Generator or numpy.random.RandomState
-        Where the order is drawn from.
+    generator : numpy.random.Generator or numpy.random.RandomState, optional
+        Where the order of each epoch is drawn from. Default: the order of ``x``.
     rule : callable, default=optimizers.sgd
         The update rule.
     validation : (x, y), optional
@@ -77,7 +77,7 @@ def train(
         raise ValueError(f"batch_size must be from 1 to {len(x)}, the samples of x, but is {batch_size}. Try {len(x)}.")
     history, states, step = History([], [], []), dict.fromkeys(network.parameters), 0
     for _ in range(epochs):
-        order = np.asarray(generator.permutation(len(x)))
+        order = np.arange(len(x)) if generator is None else np.asarray(generator.permutation(len(x)))
         for first in range(0, len(x) - batch_size + 1, batch_size):
             batch = order[first : first + batch_size]
             loss, gradients = network.loss(x[batch], y[batch])

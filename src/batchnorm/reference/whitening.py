@@ -212,7 +212,7 @@ def cost(count: int, channels: int) -> Cost:
     Returns
     -------
     Cost
-        A multiplication, an addition, a root each count as one.
+        A multiplication, an addition, a root each count as one; of order C they are left out for whitening.
 
     Raises
     ------
@@ -227,8 +227,8 @@ def cost(count: int, channels: int) -> Cost:
     """
     if count < 1 or channels < 1:
         raise ValueError(f"count and channels must be at least 1, but are {count} and {channels}. Try cost(64, 100).")
-    batch_norm = 5 * count * channels + 4 * channels  # (82)
-    pca = 2 * count * channels + 4 * count * channels**2 + 9 * channels**3 + channels**2  # (83)
+    batch_norm = 5 * count * channels + 5 * channels  # (82)
+    pca = 2 * count * channels + 4 * count * channels**2 + 9 * channels**3 + 2 * channels**2  # (83)
     return Cost(batch_norm, pca, pca + 2 * channels**3)
 
 
