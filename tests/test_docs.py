@@ -24,6 +24,7 @@ IGNORED = {
     "SA01",  # "See Also" everywhere says nothing; the text links where it helps
     "EX01",  # examples where they teach something; those that are there run (below)
     "RT02",  # a named pair is clearer than its type alone
+    "RT03",  # a type whose name says it needs no second sentence
     "RT04",  # a value may be described by a symbol, in lower case
 }
 #: Records list their fields under Attributes; numpydoc looks for the same names under Parameters.
