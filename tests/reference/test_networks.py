@@ -302,6 +302,7 @@ def test_the_same_seeds_give_the_same_network():
     ("call", "message"),
     [
         (lambda rng: fully_connected(2, [3], 2, norm="layer", generator=rng), "norm must be one of none, batch"),
+        (lambda rng: fully_connected(2, [3], 2, keep_prob=1.5, generator=rng), r"keep_prob must be in \[0, 1\]"),
         (lambda rng: fully_connected(2, [3], 2, activation="gelu", generator=rng), "activation must be one of"),
         (lambda rng: conv_net((1, 4, 4), [2], 2, max_pools=[1], generator=rng), r"from 0 to 0 .* are \[1\]"),
         (lambda rng: conv_net((1, 2, 2), [2, 2], 2, max_pools=[0, 1], generator=rng), "images of 2 x 2"),
@@ -311,6 +312,12 @@ def test_the_same_seeds_give_the_same_network():
                 generator=rng,
             ),
             "batch_size must be from 1 to 4",
+        ),
+        (
+            lambda rng: train(
+                fully_connected(2, [], 2, generator=rng), np.ones((4, 2)), [0] * 3, epochs=1, batch_size=2, lr=1.0
+            ),
+            "one target per sample, 4, but has 3",
         ),
     ],
 )  # fmt: skip

@@ -140,7 +140,30 @@ def original_forward(
     It makes the test-time network pay for what only training needs; `forward` is what is used today. The two differ
     by the factor ``keep_prob`` in both modes, so weights move from one to the other only with that factor.
 
-    It takes and raises what `forward` does, and returns the output and the cache for `backward`.
+    Parameters
+    ----------
+    x : array_like of any shape
+        The input.
+    keep_prob, drop_prob : float
+        One of them, by its name, as in `forward`.
+    generator : numpy.random.Generator or numpy.random.RandomState, optional
+        Where the mask is drawn from. Needed in training unless there is a mask.
+    mask : array_like of bool, of the shape of ``x``, optional
+        Which values to keep, instead of drawing it.
+    training : bool, default=True
+        False: the output is ``keep_prob * x``.
+
+    Returns
+    -------
+    y : ndarray of the shape of ``x``
+        The output.
+    cache : Cache
+        For `backward`.
+
+    Raises
+    ------
+    ValueError
+        As `forward`.
     """
     x = as_float(x)
     keep_prob = _keep_prob(keep_prob, drop_prob, divides=True)

@@ -163,9 +163,26 @@ def xavier_normal(shape: tuple[int, ...], generator: RandomSource, *, activation
 
 
 def xavier_uniform(shape: tuple[int, ...], generator: RandomSource, *, activation: str | None = None) -> Array:
-    """Draw uniform weights of the same standard deviation as `xavier_normal`, in ``[-a, a)`` with ``a = sqrt(3) std``.
+    """Draw uniform weights of the same standard deviation as `xavier_normal`.
 
-    It takes and raises what `xavier_normal` does.
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in) or (out, in, *K).
+    generator : numpy.random.Generator or numpy.random.RandomState
+        Where it is drawn from.
+    activation : str, optional
+        Its `gain` multiplies the standard deviation. Default: a gain of 1.
+
+    Returns
+    -------
+    ndarray
+        Uniform in ``[-a, a)`` with ``a = sqrt(3) * std``.
+
+    Raises
+    ------
+    ValueError
+        What `xavier_normal` raises.
     """
     return _uniform(shape, generator, _xavier_std(shape, activation))
 
@@ -205,9 +222,28 @@ def kaiming_normal(
 def kaiming_uniform(
     shape: tuple[int, ...], generator: RandomSource, *, activation: str | None = "relu", mode: str = "fan_in"
 ) -> Array:
-    """Draw uniform weights of the same standard deviation as `kaiming_normal`, in ``[-a, a)`` with ``a = sqrt(3) std``.
+    """Draw uniform weights of the same standard deviation as `kaiming_normal`.
 
-    It takes and raises what `kaiming_normal` does.
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in) or (out, in, *K).
+    generator : numpy.random.Generator or numpy.random.RandomState
+        Where it is drawn from.
+    activation : str, optional
+        Its `gain` multiplies the standard deviation. Default: relu.
+    mode : {'fan_in', 'fan_out'}, default='fan_in'
+        As in `kaiming_normal`.
+
+    Returns
+    -------
+    ndarray
+        Uniform in ``[-a, a)`` with ``a = sqrt(3) * std``.
+
+    Raises
+    ------
+    ValueError
+        What `kaiming_normal` raises.
     """
     return _uniform(shape, generator, _kaiming_std(shape, activation, mode))
 

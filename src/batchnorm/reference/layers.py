@@ -184,32 +184,125 @@ def activation_backward(dy: ArrayLike, cache: ActivationCache) -> Array:
 
 
 def relu_forward(x: ArrayLike) -> tuple[Array, ActivationCache]:
-    """Apply ``max(x, 0)`` (35); see `activation_forward`."""
+    """Apply ``max(x, 0)`` (35).
+
+    Parameters
+    ----------
+    x : array_like of any shape
+        The input.
+
+    Returns
+    -------
+    y : ndarray of the shape of ``x``
+        Not negative.
+    cache : ActivationCache
+        For the backward.
+    """
     return activation_forward(x, "relu")
 
 
 def relu_backward(dy: ArrayLike, cache: ActivationCache) -> Array:
-    """Backward of `relu_forward`: ``dy`` where ``x > 0``, else 0; see `activation_backward`."""
+    """Backward of `relu_forward`: ``dy`` where ``x > 0``, else 0.
+
+    Parameters
+    ----------
+    dy : array_like of the shape of ``x``
+        Gradient of the loss with respect to the output.
+    cache : ActivationCache
+        From the forward.
+
+    Returns
+    -------
+    dx : ndarray of the shape of ``x``
+        Gradient of the loss with respect to the input.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of ``x``.
+    """
     return activation_backward(dy, cache)
 
 
 def sigmoid_forward(x: ArrayLike) -> tuple[Array, ActivationCache]:
-    """Apply ``1 / (1 + exp(-x))`` without overflow (37); see `activation_forward`."""
+    """Apply ``1 / (1 + exp(-x))`` (37), without overflow.
+
+    Parameters
+    ----------
+    x : array_like of any shape
+        The input.
+
+    Returns
+    -------
+    y : ndarray of the shape of ``x``
+        From 0 to 1.
+    cache : ActivationCache
+        For the backward.
+    """
     return activation_forward(x, "sigmoid")
 
 
 def sigmoid_backward(dy: ArrayLike, cache: ActivationCache) -> Array:
-    """Backward of `sigmoid_forward`; see `activation_backward`."""
+    """Backward of `sigmoid_forward`: ``dy * y * (1 - y)``, without the subtraction.
+
+    Parameters
+    ----------
+    dy : array_like of the shape of ``x``
+        Gradient of the loss with respect to the output.
+    cache : ActivationCache
+        From the forward.
+
+    Returns
+    -------
+    dx : ndarray of the shape of ``x``
+        Gradient of the loss with respect to the input.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of ``x``.
+    """
     return activation_backward(dy, cache)
 
 
 def tanh_forward(x: ArrayLike) -> tuple[Array, ActivationCache]:
-    """Apply ``tanh`` (38); see `activation_forward`."""
+    """Apply ``tanh`` (38).
+
+    Parameters
+    ----------
+    x : array_like of any shape
+        The input.
+
+    Returns
+    -------
+    y : ndarray of the shape of ``x``
+        From -1 to 1.
+    cache : ActivationCache
+        For the backward.
+    """
     return activation_forward(x, "tanh")
 
 
 def tanh_backward(dy: ArrayLike, cache: ActivationCache) -> Array:
-    """Backward of `tanh_forward`; see `activation_backward`."""
+    """Backward of `tanh_forward`: ``dy * (1 - y**2)``, without the subtraction.
+
+    Parameters
+    ----------
+    dy : array_like of the shape of ``x``
+        Gradient of the loss with respect to the output.
+    cache : ActivationCache
+        From the forward.
+
+    Returns
+    -------
+    dx : ndarray of the shape of ``x``
+        Gradient of the loss with respect to the input.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of ``x``.
+    """
     return activation_backward(dy, cache)
 
 
@@ -240,8 +333,23 @@ def flatten_forward(x: ArrayLike) -> tuple[Array, tuple[int, ...]]:
 
 
 def flatten_backward(dy: ArrayLike, cache: tuple[int, ...]) -> Array:
-    """Backward of `flatten_forward`: ``dy`` of shape (N, prod(D)) in the shape of ``x``.
+    """Backward of `flatten_forward`: the rows in the shape of the input.
 
-    Raises ValueError if ``dy`` does not have the shape of the output.
+    Parameters
+    ----------
+    dy : array_like of shape (N, prod(D))
+        Gradient of the loss with respect to the output.
+    cache : tuple of int
+        From `flatten_forward`.
+
+    Returns
+    -------
+    dx : ndarray of shape (N, *D)
+        Gradient of the loss with respect to the input.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
     """
     return with_shape("dy", dy, (cache[0], math.prod(cache[1:])), "the output").reshape(cache)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batchnorm.reference import batch_norm, dropout
-from batchnorm.reference._checks import Array, RandomSource, as_float, one_of
+from batchnorm.reference._checks import Array, RandomSource, as_float, one_of, probability
 from batchnorm.reference.convolution import conv2d_backward, conv2d_forward, max_pool2d_backward, max_pool2d_forward
 from batchnorm.reference.initializers import kaiming_normal
 from batchnorm.reference.layers import (
@@ -200,7 +200,7 @@ def fully_connected(
     activation : str, default='relu'
         Name of the activation.
     keep_prob : float, default=1
-        Below 1 each activation is followed by dropout.
+        Probability that dropout keeps a value. Below 1 each activation is followed by dropout.
     penalty : callable, optional
         For instance ``partial(l2_penalty, strength=1e-3, convention="sum")``.
     initializer : callable, optional
@@ -217,7 +217,7 @@ def fully_connected(
     Raises
     ------
     ValueError
-        An unknown norm, or an activation without a known gain and no initializer.
+        An unknown norm, a keep_prob outside [0, 1], or an activation without a known gain and no initializer.
 
     Examples
     --------
@@ -228,7 +228,7 @@ def fully_connected(
     ['linear1.weight', 'linear2.bias', 'linear2.weight', 'norm1.bias', 'norm1.weight']
     """
     network = Network([], {}, activation=activation, criterion=criterion, penalty=penalty, generator=generator)
-    network.keep_prob = keep_prob
+    network.keep_prob = probability("keep_prob", keep_prob)
     sizes = [inputs, *hidden]
     for depth, shape in enumerate(zip(hidden, sizes[:-1], strict=True), start=1):
         _add_hidden(network, "linear", depth, shape, norm, initializer, generator)

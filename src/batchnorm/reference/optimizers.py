@@ -125,8 +125,30 @@ def nesterov(
 ) -> tuple[Array, Array]:
     """Momentum that looks ahead: the gradient counts as if taken where the velocity is about to lead.
 
-    ``w`` is the point looked ahead at, so the gradient is taken at ``w`` as in any other rule. It takes, returns and
-    raises what `momentum` does, and its step is ``(1 + momentum) * velocity - momentum * former_velocity``.
+    ``w`` is the point looked ahead at, so the gradient is taken at ``w`` as in any other rule.
+
+    Parameters
+    ----------
+    w, dw : array_like of one shape
+        Parameters and gradient.
+    state : ndarray, optional
+        The velocity. Default: 0.
+    lr : float, default=1e-2
+        Learning rate; it enters the velocity, as in `momentum`.
+    momentum : float, default=0.9
+        Weight of the old velocity. 0 is `sgd`.
+
+    Returns
+    -------
+    w : ndarray
+        After the step, ``(1 + momentum) * velocity - momentum * former_velocity``.
+    state : ndarray
+        The velocity.
+
+    Raises
+    ------
+    ValueError
+        ``dw`` does not have the shape of ``w``.
     """
     w, dw = _pair(w, dw)
     former = _or_zero(state, w)

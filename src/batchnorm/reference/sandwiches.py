@@ -56,14 +56,54 @@ class NormalizedGradients(NamedTuple):
 def linear_relu_forward(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None
 ) -> tuple[Array, tuple[LinearCache, ActivationCache]]:
-    """Apply linear, then relu; the arguments are those of `layers.linear_forward`."""
+    """Apply linear, then relu.
+
+    Parameters
+    ----------
+    x : array_like of shape (N, *D)
+        The batch.
+    weight : array_like of shape (out, in)
+        The matrix; ``in`` is the product of D.
+    bias : array_like of shape (out,), optional
+        Default: 0.
+
+    Returns
+    -------
+    y : ndarray of shape (N, out)
+        The output.
+    cache : (LinearCache, ActivationCache)
+        For `linear_relu_backward`.
+
+    Raises
+    ------
+    ValueError
+        A shape that does not fit.
+    """
     z, linear_cache = linear_forward(x, weight, bias)
     y, relu_cache = relu_forward(z)
     return y, (linear_cache, relu_cache)
 
 
 def linear_relu_backward(dy: ArrayLike, cache: tuple[LinearCache, ActivationCache]) -> LayerGradients:
-    """Backward of `linear_relu_forward`."""
+    """Backward of `linear_relu_forward`, last layer first.
+
+    Parameters
+    ----------
+    dy : array_like of shape (N, out)
+        Gradient of the loss with respect to the output.
+    cache : (LinearCache, ActivationCache)
+        From `linear_relu_forward`.
+
+    Returns
+    -------
+    LayerGradients
+        dx, dweight, dbias.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
+    """
     linear_cache, relu_cache = cache
     return linear_backward(relu_backward(dy, relu_cache), linear_cache)
 
@@ -113,7 +153,25 @@ def linear_bn_relu_forward(
 
 
 def linear_bn_relu_backward(dy: ArrayLike, cache: tuple[LinearCache, batch_norm.Cache]) -> NormalizedGradients:
-    """Backward of `linear_bn_relu_forward`, in the mode of its forward."""
+    """Backward of `linear_bn_relu_forward`, last layer first.
+
+    Parameters
+    ----------
+    dy : array_like of shape (N, C)
+        Gradient of the loss with respect to the output.
+    cache : (LinearCache, batch_norm.Cache)
+        From `linear_bn_relu_forward`.
+
+    Returns
+    -------
+    NormalizedGradients
+        dx, dlayer_weight, dlayer_bias, dweight, dbias; in the mode of the forward.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
+    """
     linear_cache, norm_cache = cache
     norm = _normalize_backward(dy, norm_cache)
     layer = linear_backward(norm.dx, linear_cache)
@@ -123,14 +181,56 @@ def linear_bn_relu_backward(dy: ArrayLike, cache: tuple[LinearCache, batch_norm.
 def conv_relu_forward(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, stride: Size = 1, padding: Size = 0
 ) -> tuple[Array, tuple[ConvCache, ActivationCache]]:
-    """Apply convolution, then relu; the arguments are those of `convolution.conv2d_forward`."""
+    """Apply convolution, then relu.
+
+    Parameters
+    ----------
+    x : array_like of shape (N, C, H, W)
+        The images.
+    weight : array_like of shape (O, C, KH, KW)
+        The kernel.
+    bias : array_like of shape (O,), optional
+        Default: 0.
+    stride, padding : int or (int, int), default=1 and 0
+        Of the convolution.
+
+    Returns
+    -------
+    y : ndarray of shape (N, O, H', W')
+        The output.
+    cache : (ConvCache, ActivationCache)
+        For `conv_relu_backward`.
+
+    Raises
+    ------
+    ValueError
+        What `convolution.conv2d_forward` raises.
+    """
     z, conv_cache = conv2d_forward(x, weight, bias, stride=stride, padding=padding)
     y, relu_cache = relu_forward(z)
     return y, (conv_cache, relu_cache)
 
 
 def conv_relu_backward(dy: ArrayLike, cache: tuple[ConvCache, ActivationCache]) -> LayerGradients:
-    """Backward of `conv_relu_forward`."""
+    """Backward of `conv_relu_forward`, last layer first.
+
+    Parameters
+    ----------
+    dy : array_like of shape (N, O, H', W')
+        Gradient of the loss with respect to the output.
+    cache : (ConvCache, ActivationCache)
+        From `conv_relu_forward`.
+
+    Returns
+    -------
+    LayerGradients
+        dx, dweight, dbias.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
+    """
     conv_cache, relu_cache = cache
     return conv2d_backward(relu_backward(dy, relu_cache), conv_cache)
 
@@ -144,7 +244,33 @@ def conv_relu_pool_forward(
     padding: Size = 0,
     kernel: Size = 2,
 ) -> tuple[Array, tuple[tuple[ConvCache, ActivationCache], PoolCache]]:
-    """Apply convolution, relu, then max pooling over windows of size ``kernel`` that do not overlap."""
+    """Apply convolution, then relu, then max pooling.
+
+    Parameters
+    ----------
+    x : array_like of shape (N, C, H, W)
+        The images.
+    weight : array_like of shape (O, C, KH, KW)
+        The kernel.
+    bias : array_like of shape (O,), optional
+        Default: 0.
+    stride, padding : int or (int, int), default=1 and 0
+        Of the convolution.
+    kernel : int or (int, int), default=2
+        Of the pooling, whose windows do not overlap.
+
+    Returns
+    -------
+    y : ndarray of shape (N, O, H'', W'')
+        The output.
+    cache : ((ConvCache, ActivationCache), PoolCache)
+        For `conv_relu_pool_backward`.
+
+    Raises
+    ------
+    ValueError
+        What `convolution.conv2d_forward` and `convolution.max_pool2d_forward` raise.
+    """
     z, conv_relu_cache = conv_relu_forward(x, weight, bias, stride=stride, padding=padding)
     y, pool_cache = max_pool2d_forward(z, kernel=kernel)
     return y, (conv_relu_cache, pool_cache)
@@ -153,7 +279,25 @@ def conv_relu_pool_forward(
 def conv_relu_pool_backward(
     dy: ArrayLike, cache: tuple[tuple[ConvCache, ActivationCache], PoolCache]
 ) -> LayerGradients:
-    """Backward of `conv_relu_pool_forward`."""
+    """Backward of `conv_relu_pool_forward`, last layer first.
+
+    Parameters
+    ----------
+    dy : array_like of shape (N, O, H'', W'')
+        Gradient of the loss with respect to the output.
+    cache : ((ConvCache, ActivationCache), PoolCache)
+        From `conv_relu_pool_forward`.
+
+    Returns
+    -------
+    LayerGradients
+        dx, dweight, dbias.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
+    """
     conv_relu_cache, pool_cache = cache
     return conv_relu_backward(max_pool2d_backward(dy, pool_cache), conv_relu_cache)
 
@@ -207,7 +351,25 @@ def conv_bn_relu_forward(
 
 
 def conv_bn_relu_backward(dy: ArrayLike, cache: tuple[ConvCache, batch_norm.Cache]) -> NormalizedGradients:
-    """Backward of `conv_bn_relu_forward`, in the mode of its forward."""
+    """Backward of `conv_bn_relu_forward`, last layer first.
+
+    Parameters
+    ----------
+    dy : array_like of shape (N, O, H', W')
+        Gradient of the loss with respect to the output.
+    cache : (ConvCache, batch_norm.Cache)
+        From `conv_bn_relu_forward`.
+
+    Returns
+    -------
+    NormalizedGradients
+        dx, dlayer_weight, dlayer_bias, dweight, dbias; in the mode of the forward.
+
+    Raises
+    ------
+    ValueError
+        ``dy`` does not have the shape of the output.
+    """
     conv_cache, norm_cache = cache
     norm = _normalize_backward(dy, norm_cache)
     layer = conv2d_backward(norm.dx, conv_cache)

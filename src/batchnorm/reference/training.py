@@ -70,11 +70,13 @@ def train(
     Raises
     ------
     ValueError
-        A batch size below 1 or above N, or what the network raises.
+        A batch size below 1 or above N, not N targets, or what the network raises.
     """
     x, y = as_float(x), np.asarray(y)
     if not 1 <= batch_size <= len(x):
         raise ValueError(f"batch_size must be from 1 to {len(x)}, the samples of x, but is {batch_size}. Try {len(x)}.")
+    if len(y) != len(x):
+        raise ValueError(f"y must have one target per sample, {len(x)}, but has {len(y)}. Try to check its axes.")
     history, states, step = History([], [], []), dict.fromkeys(network.parameters), 0
     for _ in range(epochs):
         order = np.arange(len(x)) if generator is None else np.asarray(generator.permutation(len(x)))
@@ -93,5 +95,25 @@ def train(
 
 
 def accuracy(network: Network, x: ArrayLike, y: ArrayLike) -> float:
-    """Share of the samples whose predicted class is ``y``, which has one class per sample."""
+    """Return the share of samples whose class is predicted right, at test time.
+
+    Parameters
+    ----------
+    network : Network
+        It is not changed.
+    x : array_like of shape (N, *D)
+        The samples.
+    y : array_like of shape (N,) or (N, 1)
+        The class of each.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        What the network raises.
+    """
     return float(np.mean(network.predict(x) == np.asarray(y).reshape(-1)))
