@@ -1,4 +1,6 @@
-"""Regularizers that change the data or leave out a layer: Cutout, Mixup, stochastic depth. ``DERIVATION_3_NETWORKS``.
+"""Regularizers that change the data or leave out a layer: Cutout, Mixup, stochastic depth.
+
+Equation numbers: ``DERIVATION_3_NETWORKS.md``, section 18.
 
 References
 ----------

@@ -1,7 +1,8 @@
-r"""Folding: a batch normalization in test mode disappears into the layer before it. ``DERIVATION_2``, section 13.
+"""Folding: a batch normalization in test mode disappears into the layer before it.
 
 A layer is linear in its weight, and test-mode batch normalization multiplies each of its output channels by one number
 and adds another, so both together are one layer. Here are the arrays only; tools for networks are elsewhere.
+Equation numbers: ``DERIVATION_2_WHITENING.md``, section 13.
 
 In this module ``weight`` and ``bias`` are those of the normalization, ``layer_weight`` and ``layer_bias`` those of the
 layer. Folding is exact algebra but not free of rounding: see section 11 for when the mean is large.

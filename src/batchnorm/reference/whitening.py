@@ -1,8 +1,8 @@
-r"""Whitening: full decorrelation of a batch, the costly alternative to batch normalization. ``DERIVATION_2``.
+"""Whitening: full decorrelation of a batch, the costly alternative to batch normalization.
 
 Batch normalization makes the variance of each channel 1 and leaves the channels correlated. Whitening makes the
 covariance matrix the identity. It needs an eigendecomposition, forward and backward, which is why the paper (section
-3) decides against it; `cost` has the numbers.
+3) decides against it; `cost` has the numbers. Equation numbers: ``DERIVATION_2_WHITENING.md``, section 12.
 
 References
 ----------
@@ -212,7 +212,8 @@ def cost(count: int, channels: int) -> Cost:
     Returns
     -------
     Cost
-        A multiplication, an addition, a root each count as one; of order C they are left out for whitening.
+        A multiplication, an addition, a root each count as one; of order C they are left out for whitening. It is
+        work and not time: a matrix product runs many operations for each value that it reads.
 
     Raises
     ------
