@@ -198,7 +198,7 @@ def forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not _nobody_looks(x):
         return _forward_operator(x, *args)  # type: ignore[no-any-return]  # operators are not annotated; so below
     if _needs_grad((x, *args)):
-        return _Forward.apply(x, *args)  # type: ignore[no-any-return]
+        return _Forward.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
     return _forward(x, *args)
 
 
@@ -207,7 +207,7 @@ def normalize(x: Tensor, *args: Any) -> Tensor:
     if not _nobody_looks(x):
         return _normalize_operator(x, *args)  # type: ignore[no-any-return]
     if _needs_grad((x, *args)):
-        return _Normalize.apply(x, *args)  # type: ignore[no-any-return]
+        return _Normalize.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
     return _normalize(x, *args)
 
 
@@ -216,14 +216,14 @@ def backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor,
     if not _nobody_looks(x):
         return _backward_operator(dy, x, *args)  # type: ignore[no-any-return]
     if _needs_grad((dy, x, *args)):
-        return _Backward.apply(dy, x, *args)  # type: ignore[no-any-return]
+        return _Backward.apply(dy, x, *args)  # type: ignore[no-any-return, no-untyped-call]
     return _backward(dy, x, *args)
 
 
 def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autograd.Function]) -> None:
     def differentiable(*args: Any) -> Any:
         if _needs_grad(args):
-            return function.apply(*args)
+            return function.apply(*args)  # type: ignore[no-untyped-call]
         with _below_autograd():
             return operator(*args)
 
