@@ -48,6 +48,8 @@ SURFACE = {
     "batchnorm.reference.statistics.merge",
     "batchnorm.reference.statistics.population_statistics",
     "batchnorm.reference.statistics.update_running",
+    "batchnorm.tools.convert.convert",
+    "batchnorm.tools.convert.revert",
 }
 
 

@@ -1,8 +1,8 @@
 """The complete batch-normalization system for PyTorch.
 
 Layers (``BatchNorm1d``, ``BatchNorm2d``, ``BatchNorm3d``), the function behind them (``functional.batch_norm``),
-and ``explain``, which says what computes them; ``convert`` and ``revert`` exchange the layers of a whole model for these
-and back. ``batchnorm.reference`` is the same in NumPy, to read and to test
+and ``explain``, which says what computes them; ``convert`` and ``revert`` exchange the layers of a whole model for
+these and back. ``batchnorm.reference`` is the same in NumPy, to read and to test
 against; ``batchnorm.lab`` trains with and without batch normalization and shows the difference.
 """
 

@@ -33,7 +33,7 @@ def check(original: nn.Module, converted: nn.Module, make: Callable[..., Tensor]
     """Raise unless both models stay the same over two steps of training and one evaluation; works on copies."""
     models = copy.deepcopy(original), copy.deepcopy(converted)
     assert list(models[0].state_dict()) == list(models[1].state_dict())
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9) for model in models]
+    optimizers = [torch.optim.SGD([{"params": list(model.parameters())}], lr=0.05, momentum=0.9) for model in models]
     training = original.training
     for step, mode in enumerate((training, training, not training)):
         results = []

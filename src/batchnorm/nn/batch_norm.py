@@ -66,7 +66,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             # A leaf, as torch.nn's modules are to torch.fx; it would trace through those of other packages.
             tracer = x.tracer
             proxy: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (x, residual), {})
-            return proxy  # type: ignore[no-any-return]  # a stand-in for the tensor
+            return proxy  # a stand-in for the tensor
         return self._forward_with(x, residual, self.activation)
 
     def _forward_with(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:

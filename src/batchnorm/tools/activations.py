@@ -37,7 +37,9 @@ METHODS = {"relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"negative_slope": LEAKY_SLOPE, "inplace": None},
     "gelu": {"approximate": "none"},
-    **dict.fromkeys(("relu", "silu", "hardswish"), {"inplace": None}),
+    "relu": {"inplace": None},
+    "silu": {"inplace": None},
+    "hardswish": {"inplace": None},
 }
 
 

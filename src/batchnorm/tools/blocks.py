@@ -1,8 +1,8 @@
 """A module whose forward has fused paths, and falls back to its own where their conditions do not hold.
 
-The object stays what it was, with a class derived from its own: ``isinstance``, methods, attributes and submodules are the
-user's. A fused path is a graph in which an activation and an addition have moved into the call of a layer; the original
-forward is always there, and runs when something that the graph takes for granted has changed.
+The object stays what it was, with a class derived from its own: ``isinstance``, methods, attributes and submodules are
+the user's. A fused path is a graph in which an activation and an addition have moved into the call of a layer; the
+original forward is always there, and runs when something that the graph takes for granted has changed.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Condition:
 
 _MISSING = object()
 _serial = itertools.count(1)
+_NEW_OBJECT = vars(copyreg)["__newobj__"]  # what object.__reduce_ex__ answers
 
 
 class FusedPath:
@@ -139,8 +140,16 @@ def uninstall(module: nn.Module) -> None:
     module.__dict__.pop(PATHS, None)
 
 
-@functools.cache
-def _fused_class(original: type[nn.Module]) -> type[nn.Module]:
+_fused_classes: dict[type, Any] = {}
+
+
+def _fused_class(original: type[nn.Module]) -> Any:
+    if original not in _fused_classes:
+        _fused_classes[original] = _derive(original)
+    return _fused_classes[original]
+
+
+def _derive(original: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Global hooks see each call of a module, so each module must be called.
@@ -152,13 +161,13 @@ def _fused_class(original: type[nn.Module]) -> type[nn.Module]:
         return original.forward(self, *args, **kwargs)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:  # noqa: N807  # the hook's own name
-        reduced = super(cls, self).__reduce_ex__(protocol)
-        if reduced[0] is copyreg.__newobj__ and reduced[1][0] is type(self):
+        reduced: Any = original.__reduce_ex__(self, protocol)
+        if reduced[0] is _NEW_OBJECT and reduced[1][0] is type(self):
             return _new, (original, *reduced[1][1:]), *reduced[2:]
         return reduced
 
     def __setstate__(self: nn.Module, state: Any) -> None:  # noqa: N807  # as above
-        super(cls, self).__setstate__(state)
+        original.__setstate__(self, state)
         if any(isinstance(path, _TraceAgain) for path in self.__dict__.get(PATHS, ())):
             from batchnorm.tools import fuse  # it builds on this file
 
@@ -173,8 +182,7 @@ def _fused_class(original: type[nn.Module]) -> type[nn.Module]:
         "__doc__": original.__doc__,
         "_batchnorm_original": original,
     }
-    cls = type(original.__name__, (original,), members)
-    return cls
+    return type(original.__name__, (original,), members)
 
 
 def _new(original: type[nn.Module], *args: Any) -> nn.Module:
@@ -206,4 +214,3 @@ def _alike(x: Tensor, residual: Any) -> bool:
         and residual.dtype == x.dtype
         and residual.device == x.device
     )
-

@@ -122,13 +122,13 @@ def _length(chains: list[patterns.Chain]) -> int:
     return sum(len(chain.nodes) - 1 for chain in chains)
 
 
-def _gains(
-    before: dict[nn.Module, list[patterns.Chain]], after: dict[nn.Module, list[patterns.Chain]]
-) -> bool:
+def _gains(before: dict[nn.Module, list[patterns.Chain]], after: dict[nn.Module, list[patterns.Chain]]) -> bool:
     return any(_length(after[layer]) > _length(chains) for layer, chains in before.items() if layer in after)
 
 
-def _only(module: nn.Module, found: list[trace.Trace], best: dict[nn.Module, list[patterns.Chain]]) -> dict[nn.Module, str]:
+def _only(
+    module: nn.Module, found: list[trace.Trace], best: dict[nn.Module, list[patterns.Chain]]
+) -> dict[nn.Module, str]:
     conditions: dict[nn.Module, list[str]] = {layer: [] for layer in best}
     for one in found:
         outcomes = _outcomes(module, one)

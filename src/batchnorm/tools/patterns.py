@@ -12,7 +12,7 @@ from torch import fx, nn
 from batchnorm.tools import activations, swap, trace
 from batchnorm.tools.walk import has_hooks
 
-_ADDS = (operator.add, trace.iadd_, torch.add)
+_ADDS = (operator.add, trace.IN_PLACE["iadd"], torch.add)
 _ADD_METHODS = ("add", "add_")
 _LEAVES = "its output leaves the forward"
 
@@ -69,7 +69,7 @@ def chains(root: nn.Module, graph: fx.Graph) -> list[Chain]:
             chain = _chain(root, call, taken)
             taken |= dict.fromkeys(chain.nodes[1:], call)
             found.append(chain)
-    return found[::-1]
+    return [_residual_of(taken, chain) for chain in reversed(found)]
 
 
 def _chain(root: nn.Module, call: fx.Node, taken: dict[fx.Node, fx.Node]) -> Chain:
@@ -94,7 +94,7 @@ def _extend(root: nn.Module, chain: Chain, taken: dict[fx.Node, fx.Node]) -> Cha
             return replace(chain, stop=f"its output is {users}")
         (user,) = value.users
         if user in taken:
-            return replace(chain, stop=f"it is the residual of {taken[user].target}")
+            return chain
         if _is_identity(root, user):
             passed.append(user)
             continue
@@ -107,6 +107,14 @@ def _extend(root: nn.Module, chain: Chain, taken: dict[fx.Node, fx.Node]) -> Cha
         if forbidden:
             return replace(chain, stop=forbidden)
         chain, passed = longer, []
+    return chain
+
+
+def _residual_of(taken: dict[fx.Node, fx.Node], chain: Chain) -> Chain:
+    """Say so in a chain that ends where another one goes on, whatever else stopped it."""
+    users = list(chain.nodes[-1].users)
+    if len(users) == 1 and users[0] in taken:
+        return replace(chain, stop=f"it is the residual of {taken[users[0]].target}")
     return chain
 
 
@@ -147,7 +155,7 @@ def _take_add(chain: Chain, value: fx.Node, add: fx.Node) -> Chain | str:
         return "followed by an addition with options"
     first, second = add.args
     other = second if first is value else first
-    in_place = add.target in (trace.iadd_, "add_")
+    in_place = add.target in (trace.IN_PLACE["iadd"], "add_")
     if not isinstance(other, fx.Node):
         return "followed by the addition of a constant"
     if other is value:

@@ -118,11 +118,11 @@ class _Proxy(fx.Proxy):
     """A value of the forward that notices when somebody asks for its type, and operations in place."""
 
     @property
-    def __class__(self) -> type:  # what isinstance looks at
+    def __class__(self) -> Any:  # type: ignore[misc]  # what isinstance looks at
         asking = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a caller
         if asking.startswith("torch.fx") or asking in ("torch.nn.parameter", __name__):
             return _Proxy
-        return self.tracer.type_of(self.node)  # type: ignore[attr-defined]
+        return self.tracer.type_of(self.node)
 
 
 def _in_place(name: str) -> Callable[[Any, Any], Any]:
@@ -136,14 +136,17 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
     return operate
 
 
-iadd_, isub_, imul_, itruediv_ = map(_in_place, ("iadd", "isub", "imul", "itruediv"))
-ifloordiv_, imod_, ipow_, iand_, ior_, ixor_ = map(_in_place, ("ifloordiv", "imod", "ipow", "iand", "ior", "ixor"))
-for _function in (iadd_, isub_, imul_, itruediv_, ifloordiv_, imod_, ipow_, iand_, ior_, ixor_):
+#: By the operator's name, what a graph calls for an augmented assignment: torch.fx would record one out of place.
+IN_PLACE = {
+    name: _in_place(name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+}
+for _name, _function in IN_PLACE.items():
 
     def _method(self: _Proxy, other: Any, function: Callable[[Any, Any], Any] = _function) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    setattr(_Proxy, f"__{_function.__name__}_", _method)
+    setattr(_Proxy, f"__{_name}__", _method)
 
 
 class _Tracer(fx.Tracer):
@@ -159,7 +162,7 @@ class _Tracer(fx.Tracer):
 
     def record(self, module: nn.Module) -> Trace:
         """Trace, or raise TraceError; the module is left as it was."""
-        paths = {m: path for path, m in module.named_modules()}
+        paths: dict[Any, str] = {m: path for path, m in module.named_modules()}
         traced = {paths[m]: m for m in (module, *self.through)}
         reads: dict[str, dict[str, Any]] = {path: {} for path in traced}
         self.ambient = _ambient()
@@ -174,9 +177,9 @@ class _Tracer(fx.Tracer):
             raise TraceError(f"{type(error).__name__}: {first_line}") from error
         if randomness != (random.getstate(), np.random.get_state()[1].tolist()):  # noqa: NPY002
             raise TraceError("it draws random numbers")
-        for path, values in reads.items():
+        for where, values in reads.items():
             for name, value in values.items():
-                if getattr(traced[path], name) != value:
+                if getattr(traced[where], name) != value:
                     raise TraceError(f"it changes self.{name}")
         for node in graph.nodes:
             node.type = None  # annotations name types that the graph's code cannot import
@@ -225,8 +228,10 @@ class _Tracer(fx.Tracer):
 class _OnlyProxies(TorchFunctionMode):
     """Refuses what torch would compute once, now, instead of in each call of the graph."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:  # noqa: SLF001  # a mode, which create_node looks at
+            return func(*args, **kwargs)
         if not any(type(leaf) is _Proxy for leaf in torch.utils._pytree.tree_iter((args, kwargs))):  # noqa: SLF001
             raise TraceError(f"it calls {getattr(func, '__name__', func)} on no input: a graph would do that only once")
         return func(*args, **kwargs)
@@ -253,7 +258,7 @@ def _recorder(cls: type, reads: dict[str, Any]) -> type:
         return value
 
     def __getattribute__(self: nn.Module, name: str) -> Any:  # noqa: N807  # the hook's own name
-        value = cls.__getattribute__(self, name)
+        value = cls.__getattribute__(self, name)  # type: ignore[call-arg, arg-type]  # a class of modules
         if name in _BOOKKEEPING or name.startswith("__"):
             return value
         if name in object.__getattribute__(self, "__dict__"):
