@@ -172,7 +172,11 @@ NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "itself": (lambda: _Function(lambda y: y + y), "its output is added to itself"),
     "randomness": (zoo.StochasticDepth, "it calls rand on no input"),
     "Python's randomness": (zoo.PythonRandom, "it draws random numbers"),
+    "NumPy's randomness": (zoo.NumpyRandom, "it draws random numbers"),
     "a counter": (zoo.Counting, "it sets self.calls"),
+    "a list": (zoo.Appending, "it changes self.shapes"),
+    "its own backward": (zoo.Binarized, "it applies StraightThrough, whose backward pass"),
+    "checkpointing": (zoo.Checkpointed, "it applies CheckpointFunction"),
     "no_grad": (zoo.WithoutGradient, "another setting of autograd"),
     "changed input": (zoo.ChangedInput, "its input might be changed by .mul_()"),
     "changed input in place": (zoo.ChangedInputInPlace, "its input might be changed by imul"),
@@ -296,6 +300,20 @@ def test_attributes_and_arguments_that_a_forward_reads_may_change() -> None:
         converted(x, other=1)
     with pytest.raises(TypeError, match="missing"):
         converted()
+
+
+def test_attributes_of_the_layer_that_a_forward_asks_for() -> None:
+    model = settle(zoo.AsksItsLayer())
+    converted = batchnorm.convert(model)
+    assert _runs_fused(converted) == 1
+    check(model, converted)
+    check(model.eval(), converted.eval())
+
+
+def test_a_trace_leaves_no_mark() -> None:
+    model = zoo.Appending()
+    batchnorm.convert(model, inplace=True)
+    assert model.shapes == []
 
 
 def test_layers_in_another_mode_than_their_block() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 
 class BasicBlock(nn.Module):
@@ -236,6 +238,11 @@ class PythonRandom(nn.Module):
         return torch.relu(self.bn(x)) * (1 if random.random() < 0.5 else -1)
 
 
+class NumpyRandom(PythonRandom):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(x)) * float(np.random.rand())  # noqa: NPY002  # what people write
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -288,3 +295,54 @@ class AddedInPlace(ChangedInput):
         again = total
         total += self.bn(x)
         return torch.relu(total) * again
+
+
+class AsksItsLayer(nn.Module):
+    """Depends on an attribute of the module that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(x)
+        return torch.relu(y) * 2 if self.bn.training else torch.tanh(y)
+
+
+class Appending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.shapes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(3)
+        return torch.relu(self.bn(x))
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx: object, dy: Tensor) -> Tensor:
+        return dy
+
+
+class Binarized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(StraightThrough.apply(x)) + x)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda z: torch.relu(self.bn(z)), x, use_reentrant=True)

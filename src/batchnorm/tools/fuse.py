@@ -160,7 +160,15 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
             tuple(inner._modules),  # noqa: SLF001  # its names, among them those that are None
         )
         for path, inner in one.traced.items()
-    ] + [
+    ]
+    conditions += [
+        blocks.Condition(
+            tuple(path.split(".")), blocks.original_class(module.get_submodule(path)), tuple(reads.items()), None
+        )
+        for path, reads in one.reads.items()
+        if reads and path not in one.traced
+    ]
+    conditions += [
         blocks.Condition(tuple(path.split(".")), type(module.get_submodule(path)), tuple(reads.items()), None)
         for path, reads in watched.items()
     ]

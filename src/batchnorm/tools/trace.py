@@ -8,6 +8,7 @@ be traced through, so a trace sees little more than the forward of one class.
 
 from __future__ import annotations
 
+import builtins
 import copy
 import enum
 import inspect
@@ -115,14 +116,7 @@ def _other_mode(modules: list[nn.Module]) -> Iterator[None]:
 
 
 class _Proxy(fx.Proxy):
-    """A value of the forward that notices when somebody asks for its type, and operations in place."""
-
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # what isinstance looks at
-        asking = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a caller
-        if asking.startswith("torch.fx") or asking in ("torch.nn.parameter", __name__):
-            return _Proxy
-        return self.tracer.type_of(self.node)
+    """A value of the forward, with operations in place."""
 
 
 def _in_place(name: str) -> Callable[[Any, Any], Any]:
@@ -164,22 +158,22 @@ class _Tracer(fx.Tracer):
         """Trace, or raise TraceError; the module is left as it was."""
         paths: dict[Any, str] = {m: path for path, m in module.named_modules()}
         traced = {paths[m]: m for m in (module, *self.through)}
-        reads: dict[str, dict[str, Any]] = {path: {} for path in traced}
+        # Leaves too: a forward may look at an attribute of a module that it calls.
+        watched = {path: m for path, m in module.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+        reads: dict[str, dict[str, Any]] = {path: {} for path in watched}
         self.ambient = _ambient()
-        randomness = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # what users draw from
         try:
-            with _recording(traced, reads), _OnlyProxies():
+            with _recording(watched, reads), _OnlyProxies(), _no_random_numbers(), _asked_for_types(self):
                 graph = self.trace(module)
         except TraceError:
             raise
         except Exception as error:  # whatever the user's code raises when it meets a proxy
             first_line = str(error).strip().partition("\n")[0]
             raise TraceError(f"{type(error).__name__}: {first_line}") from error
-        if randomness != (random.getstate(), np.random.get_state()[1].tolist()):  # noqa: NPY002
-            raise TraceError("it draws random numbers")
         for where, values in reads.items():
             for name, value in values.items():
-                if getattr(traced[where], name) != value:
+                if getattr(watched[where], name) != value:
+                    _put_back(getattr(watched[where], name), value)
                     raise TraceError(f"it changes self.{name}")
         for node in graph.nodes:
             node.type = None  # annotations name types that the graph's code cannot import
@@ -238,6 +232,51 @@ class _OnlyProxies(TorchFunctionMode):
 
 
 @contextmanager
+def _asked_for_types(tracer: _Tracer) -> Iterator[None]:
+    """Answer isinstance for the values of a forward, and refuse functions with a backward pass of their own.
+
+    The builtin is exchanged for the time of a trace, as torch.fx exchanges the call of a module. A proxy that claimed
+    to be a tensor by its ``__class__`` would be believed by C++, too.
+    """
+    builtin, apply = isinstance, torch.autograd.Function.__dict__["apply"]
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if type(value) is _Proxy:
+            asking = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a caller
+            if not asking.startswith(_ASK_ABOUT_PROXIES):
+                return issubclass(tracer.type_of(value.node), kinds)
+        return builtin(value, kinds)
+
+    def refuse(cls: type, *_: Any, **__: Any) -> None:
+        raise TraceError(f"it applies {cls.__name__}, whose backward pass a graph would lose")
+
+    builtins.isinstance = answer
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment, method-assign]  # put back below
+    try:
+        yield
+    finally:
+        builtins.isinstance = builtin
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+
+
+_ASK_ABOUT_PROXIES = ("torch.fx", "torch.overrides", "torch.nn.parameter", "torch.utils._pytree", __name__)
+
+
+@contextmanager
+def _no_random_numbers() -> Iterator[None]:
+    """Raise TraceError if Python's or NumPy's were drawn, and put them back; torch's are refused when drawn."""
+    states: tuple[Any, Any] = random.getstate(), np.random.get_state()  # noqa: NPY002  # what users draw from
+    try:
+        yield
+        drawn: Any = np.random.get_state()  # noqa: NPY002
+        if random.getstate() != states[0] or any(np.any(a != b) for a, b in zip(drawn, states[1], strict=True)):
+            raise TraceError("it draws random numbers")
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
 def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> Iterator[None]:
     """Give each module a class that notes what is read from the object, and refuses what is written to it."""
     former = {path: type(module) for path, module in traced.items()}
@@ -276,6 +315,12 @@ def _recorder(cls: type, reads: dict[str, Any]) -> type:
 
     members = {"__getattribute__": __getattribute__, "__getattr__": __getattr__, "__setattr__": __setattr__}
     return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+
+
+def _put_back(container: Any, former: Any) -> None:
+    """Undo what the trace did to a list, a set or a dict."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(former)
 
 
 def _is_constant(value: Any) -> bool:
