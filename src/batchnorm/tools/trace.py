@@ -170,11 +170,10 @@ class _Tracer(fx.Tracer):
         except Exception as error:  # whatever the user's code raises when it meets a proxy
             first_line = str(error).strip().partition("\n")[0]
             raise TraceError(f"{type(error).__name__}: {first_line}") from error
-        for where, values in reads.items():
-            for name, value in values.items():
-                if getattr(watched[where], name) != value:
-                    _put_back(getattr(watched[where], name), value)
-                    raise TraceError(f"it changes self.{name}")
+        finally:
+            changed = _put_back(watched, reads)
+        if changed:
+            raise TraceError(f"it changes self.{changed[0]}")
         for node in graph.nodes:
             node.type = None  # annotations name types that the graph's code cannot import
         return Trace(graph, self.inputs, self.defaults, self.kind if self.asked else None, traced, reads)
@@ -317,10 +316,17 @@ def _recorder(cls: type, reads: dict[str, Any]) -> type:
     return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
-def _put_back(container: Any, former: Any) -> None:
-    """Undo what the trace did to a list, a set or a dict."""
-    container.clear()
-    (container.extend if isinstance(container, list) else container.update)(former)
+def _put_back(modules: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> list[str]:
+    """Undo what a trace did to lists, sets and dicts, and name the attributes that held them."""
+    changed = []
+    for path, values in reads.items():
+        for name, former in values.items():
+            container: Any = getattr(modules[path], name)
+            if container != former:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(former)
+                changed.append(name)
+    return changed
 
 
 def _is_constant(value: Any) -> bool:
