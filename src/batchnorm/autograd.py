@@ -160,10 +160,12 @@ class _Backward(torch.autograd.Function):
             pairs = zip((x, residual, weight, bias), cotangents, strict=True)
             inputs, cotangents = zip(*((t, c) for t, c in pairs if t is not None), strict=True)
             firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
-            d_dy, d_x, *d_residual, d_weight, d_bias = torch.autograd.grad(
+            d_dy, d_x, *rest = torch.autograd.grad(
                 firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
             )
-        seconds = _asked((d_dy, d_x, *(d_residual or [None]), None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
+        *d_residual_if_any, d_weight, d_bias = rest
+        d_residual = d_residual_if_any[0] if d_residual_if_any else None
+        seconds = _asked((d_dy, d_x, d_residual, None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
         return *seconds, None, None, None
 
 
