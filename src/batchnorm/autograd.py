@@ -21,7 +21,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
 # Who might want to see an operator pass; none of these has a public name either.
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001
 _transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
-_profiling = torch.autograd._profiler_enabled  # noqa: SLF001
+_profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -223,7 +223,7 @@ def backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor,
 def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autograd.Function]) -> None:
     def differentiable(*args: Any) -> Any:
         if _needs_grad(args):
-            return function.apply(*args)  # type: ignore[no-untyped-call]
+            return function.apply(*args)
         with _below_autograd():
             return operator(*args)
 

@@ -273,6 +273,11 @@ def test_autocast_does_what_it_does_for_torch(dtype: torch.dtype, training: bool
         )
 
 
+def test_the_input_may_be_named_as_in_torch() -> None:
+    layer = batchnorm.BatchNorm1d(3).eval()
+    assert torch.equal(layer(input=_input(1)), layer(_input(1)))
+
+
 def test_inference_mode() -> None:
     layer = batchnorm.BatchNorm1d(3, activation="relu").eval()
     with torch.inference_mode():

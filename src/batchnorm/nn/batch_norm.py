@@ -40,12 +40,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
         self.activation = activation
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize ``x``, add ``residual``, apply the activation.
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's name for it
+        """Normalize ``input`` (x everywhere else), add ``residual``, apply the activation.
 
         Parameters
         ----------
-        x : Tensor of shape (N, C, *)
+        input : Tensor of shape (N, C, *)
             Floating.
         residual : Tensor of shape (N, C, *), default=None
             Added before the activation.
@@ -53,7 +53,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         Returns
         -------
         Tensor
-            Shape, dtype and memory format of ``x``.
+            Shape, dtype and memory format of ``input``.
 
         Raises
         ------
@@ -62,6 +62,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         TypeError
             A dtype that does not fit.
         """
+        x = input
         if not isinstance(x, Tensor) and isinstance(x, fx.Proxy):
             # A leaf, as torch.nn's modules are to torch.fx; it would trace through those of other packages.
             tracer = x.tracer
