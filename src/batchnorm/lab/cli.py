@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DONE, WRONG_ANSWER, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
+BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
+
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
 
 `batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 1 the benchmark found a wrong answer; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+        Exit code: 0 done; 1 a benchmark found a wrong answer; 2 bad input; 3 done, but a trial diverged; 130
+        interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -142,6 +145,8 @@ def _bench(config: BenchConfig) -> int:
     from batchnorm.lab.terminal import console
 
     out = console()
+    if not out.is_terminal:
+        out.width = BENCH_PIPE_WIDTH
     try:
         run = bench(config, out)
     except RedGate as red:

@@ -1,7 +1,7 @@
 """The arms of one operation: torch as a user writes it, this package, and the copy that is the floor.
 
-torch's arm comes in the two ways that users write it, with a new tensor for each result and with add and ReLU in place (as
-torchvision does); the quicker one is the opponent. All arms work on the same tensors.
+torch's arm comes in the two ways that users write it, with a new tensor for each result and with add and ReLU in place
+(as torchvision does); the quicker one is the opponent. All arms work on the same tensors.
 """
 
 from collections.abc import Callable
@@ -170,7 +170,7 @@ def _training(contender: Contender, inputs: Inputs) -> Callable[[], None]:
     forward, x, dy, residual = contender.forward, inputs.x, inputs.dy, inputs.residual
 
     def call() -> None:
-        forward(x, residual).backward(dy)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        forward(x, residual).backward(dy)
         # In a network the layers before consume these gradients at once; to free them is part of a step.
         x.grad = None
         if residual is not None:

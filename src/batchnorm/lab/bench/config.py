@@ -1,4 +1,4 @@
-"""What ``batchnorm bench`` measures: frozen dataclasses, which are also its command line. Nothing here imports torch."""
+"""What ``batchnorm bench`` measures: frozen dataclasses, which are also its command line. No torch here."""
 
 import re
 from dataclasses import dataclass, replace

@@ -1,9 +1,10 @@
 """No number without right answers: every arm is checked against the float64 reference before anything is timed.
 
-A bound is ``ULPS * eps(arithmetic) * size + roundings * eps(storage) / 2 * terms``. ``size`` is the sum of the absolute
-values of the terms that a result is made of; in ``ULPS``, 64, are the roundings on the way (a dozen), a log2 of the number
-of values for the blocked sums (up to 18 here), and a factor of two, on data without a hard regime. The second part is
-for storage: the result's own rounding, and one for each of the two intermediate results that the unfused form of torch rounds to bfloat16.
+A bound is ``ULPS * eps(arithmetic) * size + STORAGE_ROUNDINGS * eps(storage) / 2 * terms``. ``size`` is the sum of the
+absolute values of the terms that a result is made of. In ``ULPS``, 64, are the roundings on the way (a dozen), a log2
+of the number of values for blocked sums (up to 13 here), a factor of two; the data has no hard regime. The second part
+is for storage: the result's own rounding, and one for each of the two intermediate results that torch's unfused form
+rounds to bfloat16.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,11 +30,11 @@ SHAPES = {
     4: ((4, 7, 5, 3), (6, 37, 29, 31)),
     5: ((2, 7, 3, 4, 5), (3, 19, 11, 13, 17)),
 }
-# At the measured size: share of the norm of y and dx by which two arms may differ. Rounding alone gives a few eps of
-# the storage; then a value within rounding of the activation's kink may fall on either side, which moves its dx wholly:
-# about one in a million in float32, and one in 300 in bfloat16, where torch rounds before it adds. Those weigh by
-# their square root. A block of one in a million (a hundred) elements that nobody wrote is seen.
-AGREEMENT = {"float32": 2e-3, "bfloat16": 1e-1}
+# At the measured size: by which share of their norm y and dx may differ from torch's; ten times what rounding does. A
+# block of one in a hundred million elements that nobody wrote is seen in float32, one in ten thousand in bfloat16.
+AGREEMENT = {"float32": 1e-4, "bfloat16": 1e-2}
+# Where y is between zero and this, one arm may be on the other side of the activation's kink, and dx is left out.
+KINK = {"float32": 1e-3, "bfloat16": 5e-2}
 
 Array = NDArray[np.float64]
 
@@ -97,10 +98,13 @@ def agree(case: Case, contenders: Mapping[str, Contender], inputs: Inputs) -> No
     for arm, contender in contenders.items():
         got = _run(contender, inputs, training=case.training)
         for name in [name for name in ("y", "dx") if name in got]:
-            norm = torch.linalg.vector_norm(expected[name], dtype=torch.float32).item()
-            apart = torch.linalg.vector_norm(expected[name] - got[name], dtype=torch.float32).item()
-            if not apart <= AGREEMENT[case.dtype] * norm:
-                raise GateError(f"{arm}, {case}: {name} is {apart / norm:.3g} of its norm away from torch's")
+            apart = expected[name] - got[name]
+            if name == "dx" and case.activation is not None:
+                top = torch.maximum(expected["y"], got["y"])
+                apart.masked_fill_((top > 0) & (top < KINK[case.dtype]), 0)
+            distance, norm = (torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in (apart, expected[name]))
+            if not distance <= AGREEMENT[case.dtype] * norm:
+                raise GateError(f"{arm}, {case}: {name} is {distance / norm:.3g} of its norm away from torch's")
 
 
 def _run(contender: Contender, inputs: Inputs, *, training: bool) -> dict[str, Tensor]:
@@ -111,7 +115,7 @@ def _run(contender: Contender, inputs: Inputs, *, training: bool) -> dict[str, T
         y = contender.forward(inputs.x, inputs.residual)
     got = {"y": y.detach()}
     if training:
-        y.backward(inputs.dy)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        y.backward(inputs.dy)
         for name, leaf in leaves.items():
             if leaf is not None:
                 got[name], leaf.grad = leaf.grad, None

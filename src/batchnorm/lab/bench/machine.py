@@ -10,8 +10,8 @@ from batchnorm.lab.bench.rows import Machine
 from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError
 
-# Read by glibc when a process starts. Nothing is mapped on its own, nothing is given back, and the heap grows by much at
-# a time: after the warm-up a large tensor is memory that is already there, for every arm.
+# Read by glibc when a process starts. Nothing is mapped on its own, nothing is given back, and the heap grows by much
+# at a time: after the warm-up a large tensor is memory that is already there, for every arm.
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
@@ -73,7 +73,11 @@ def process_environment(allocation: Allocation, inherited: Mapping[str, str]) ->
         tuned, and the C library is not glibc; or glibc's malloc was already replaced or tuned from outside, so that
         neither mode would be what its name says.
     """
-    outside = [name for name in inherited if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")]
+    outside = [
+        name
+        for name, value in inherited.items()
+        if name.startswith("MALLOC_") or (name in ("GLIBC_TUNABLES", "LD_PRELOAD") and "malloc" in value)
+    ]
     if outside:
         raise LabError(
             f"malloc must be the system's own for the modes of allocation; unset {' '.join(sorted(outside))}"

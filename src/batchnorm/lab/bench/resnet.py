@@ -2,8 +2,8 @@
 
 References
 ----------
-He, Zhang, Ren and Sun 2016, :arxiv:`1512.03385`, table 1; the stride of the bottleneck sits in its 3x3 convolution, as in
-torchvision.
+He, Zhang, Ren and Sun 2016, :arxiv:`1512.03385`, table 1; the stride of the bottleneck sits in its 3x3 convolution, as
+in torchvision.
 """
 
 from typing import Any, cast
@@ -97,7 +97,9 @@ class LimitBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as in the block."""
         out = self.convolutions(x)
-        return cast("Tensor", out if self.downsample is None else _Both.apply(out, self.downsample(x)))
+        if self.downsample is None:
+            return cast("Tensor", out)
+        return cast("Tensor", _Both.apply(out, self.downsample(x)))  # type: ignore[no-untyped-call]
 
 
 class ResNet(nn.Module):
@@ -166,11 +168,11 @@ class _Both(torch.autograd.Function):
     """Return the first of two tensors as it is, and send the gradient to both: an addition that adds nothing."""
 
     @staticmethod
-    def forward(ctx: object, first: Tensor, _second: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+    def forward(ctx: object, first: Tensor, _second: Tensor) -> Tensor:  # noqa: ARG004
         return first.view_as(first)
 
     @staticmethod
-    def backward(ctx: object, grad_output: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: object, grad_output: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
         return grad_output, grad_output
 
 

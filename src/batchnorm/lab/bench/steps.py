@@ -88,7 +88,7 @@ def step(case: StepCase, network: nn.Module) -> Callable[[], None]:
     def call() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
             loss = F.cross_entropy(network(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -160,7 +160,7 @@ def peak_memory(case: StepCase, arm: str, threads: int) -> float:
         In 10^6 bytes. NaN where the process ended early or the system does not say.
     """
     task = {"task": "memory", "case": asdict(case), "arm": arm, "threads": threads}
-    done = subprocess.run(  # noqa: S603  # this Python, this package
+    done = subprocess.run(  # this Python, this package
         [sys.executable, "-m", "batchnorm.lab.bench.worker"],
         input=dumps(task),
         stdout=subprocess.PIPE,
@@ -222,7 +222,7 @@ def _answers(case: StepCase, network: nn.Module) -> dict[str, Tensor]:
     with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
         logits: Tensor = network(images.to(next(network.parameters()).dtype))
         loss = F.cross_entropy(logits, labels)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+    loss.backward()
     gradients = [p.grad.flatten() for _, p in sorted(network.named_parameters()) if p.grad is not None]
     return {"logits": logits.detach().double(), "gradients": torch.cat(gradients).double()}
 

@@ -111,7 +111,8 @@ def main() -> int:
         steps.run_for_peak(StepCase(**task["case"]), task["arm"])
         _write({"peak_mb": peak_memory()})
         return 0
-    config = BenchConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in task["config"].items()})
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in task["config"].items()}
+    config = BenchConfig(**settings)
     of = len(step_cases(config) if config.resnet else cases(config))
     run = measure_steps if config.resnet else measure_operations
     done = 0
