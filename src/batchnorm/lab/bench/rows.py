@@ -168,7 +168,7 @@ Row = OperationRow | StepRow
 
 
 def header(kind: type[Row]) -> list[str]:
-    """Names of the columns.
+    """Return the names of the columns.
 
     Parameters
     ----------
