@@ -4,6 +4,7 @@ torch's arm comes in the two ways that users write it, with a new tensor for eac
 (as torchvision does); the quicker one is the opponent. All arms work on the same tensors.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -160,10 +161,11 @@ def explanation(x: Tensor) -> tuple[str, str]:
     Returns
     -------
     backend, target : str
-        As `batchnorm.explain` has them; the target is empty where the backend has none.
+        The first as `batchnorm.explain` has it; the second is empty where the backend has only one.
     """
-    found = batchnorm.explain(x)
-    return found.backend, str(getattr(found, "target", None) or "")
+    backend = batchnorm.explain(x).backend
+    kernels = importlib.import_module(f"batchnorm.kernels.{backend}")
+    return backend, kernels.target() if hasattr(kernels, "target") else ""
 
 
 def _training(contender: Contender, inputs: Inputs) -> Callable[[], None]:

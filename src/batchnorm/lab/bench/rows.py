@@ -70,7 +70,7 @@ class OperationRow(Machine):
     arm : str
         torch, torch_inplace, compile, batchnorm, or copy (the floor).
     backend, target : str
-        What ran the arm batchnorm, as `batchnorm.explain` has it; empty for the others and where there is no target.
+        What ran the arm batchnorm, by `batchnorm.explain`; empty for the others and where there is no target.
     pairs, repeats : int
         Samples, and calls in each.
     p20_ms, median_ms, p80_ms : float
