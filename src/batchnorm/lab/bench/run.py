@@ -123,9 +123,10 @@ def _measure(
                     raise RedGate(event["why"])
                 elif event["event"] == "done":
                     done = True
-        finally:
-            worker.terminate()  # has ended already, unless something was raised here
-            worker.stdout.close()
+        except BaseException:
+            worker.terminate()
+            worker.wait()  # Popen itself does not wait for long after a KeyboardInterrupt
+            raise
     if not done:
         raise LabError(
             f"the process that measures must come to its end; it ended with {worker.returncode}, and what it wrote "
