@@ -66,8 +66,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         stored = not self.training or self.track_running_stats
         counter = self.num_batches_tracked if self.training and self.track_running_stats else None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if counter is not None:
-            momentum = statistics.averaging_factor(self.momentum, counter + 1)
+        if counter is not None and self.momentum is None:
+            momentum = statistics.cumulative_factor(counter + 1)
         y = functional.batch_norm(
             x,
             self.running_mean if stored else None,
