@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
 
-bench: .venv/installed-lab       ## speed beside torch: operations, then training steps (an hour); BENCH=--quick for a look
+bench: .venv/installed-lab       ## speed beside torch: operations, then training steps (an hour); BENCH="--threads 2" for options
 	$(BIN)/batchnorm bench $(BENCH) --out benchmarks/results/operations.csv
 	$(BIN)/batchnorm bench $(BENCH) --resnet --out benchmarks/results/steps.csv
 	$(BIN)/batchnorm bench-page benchmarks/results/operations.csv benchmarks/results/steps.csv --out docs/performance.md
