@@ -7,10 +7,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint format clean
+.PHONY: demo bench test lint format clean
 
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
+
+bench: .venv/installed-lab       ## speed beside torch: operations, then training steps (an hour); BENCH="--threads 2" for options
+	$(BIN)/batchnorm bench $(BENCH) --out benchmarks/results/operations.csv
+	$(BIN)/batchnorm bench $(BENCH) --resnet --out benchmarks/results/steps.csv
+	$(BIN)/batchnorm bench-page benchmarks/results/operations.csv benchmarks/results/steps.csv --out docs/performance.md
 
 test: .venv/installed-test       ## the whole suite
 	$(BIN)/python -m pytest --numprocesses auto

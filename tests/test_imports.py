@@ -22,11 +22,21 @@ LAB_ORDER = [
     {"summary", "probes"},
     {"wording", "trainer"},
     {"plots", "terminal"},
-    {"report"},
+    {"report", "bench"},
     {"cli"},
+]
+BENCH_ORDER = [
+    {"config", "measure", "rows"},
+    {"cases", "goals", "machine"},
+    {"arms", "resnet", "table"},
+    {"gate"},
+    {"steps"},
+    {"worker"},
+    {"run"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"artefacts", "comparison", "config", "files", "plots", "report", "summary", "terminal", "wording"}
+NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
 TRAINING = {"data", "environment", "models", "probes", "trainer"}
 
 
@@ -71,8 +81,8 @@ def test_import_rules(path: Path) -> None:
             continue
         if inner and place[0] in ORDER and inner[0] in ORDER and ORDER.index(inner[0]) > ORDER.index(place[0]):
             breach(line, name, f"the order is {' <- '.join(ORDER)}")
-        if inner[:1] == ["reference"] and place[:2] != ["lab", "claims"]:
-            breach(line, name, "reference is imported by tests, docs, examples and lab/claims only")
+        if inner[:1] == ["reference"] and place[:2] != ["lab", "claims"] and place != ["lab", "bench", "gate"]:
+            breach(line, name, "reference is imported by tests, docs, examples, lab/claims and lab/bench/gate only")
         if place[0] != "lab" and top in {"matplotlib", "sklearn", "rich", "tyro", "jinja2", "pooch"}:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
@@ -80,6 +90,11 @@ def test_import_rules(path: Path) -> None:
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
                 breach(line, name, f"inside {which} the order is {order}")
+        if place[:2] == ["lab", "bench"] and place[2] != "__init__":
+            if inner[:2] == ["lab", "bench"] and _rank(BENCH_ORDER, inner[2]) >= _rank(BENCH_ORDER, place[2]):
+                breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
+            if place[2] in NO_TORCH_IN_BENCH and top == "torch":
+                breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:

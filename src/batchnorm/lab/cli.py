@@ -5,6 +5,7 @@ What is slow to import (torch, matplotlib) is imported by the command that needs
 
 import contextlib
 import io
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,19 +17,22 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 import batchnorm
+from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.config import CompareConfig
 from batchnorm.lab.errors import LabError
 
 if TYPE_CHECKING:
     from batchnorm.lab.report import Report
 
-DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+DONE, WRONG_ANSWER, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
 
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
 
 `batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
 input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from
-what was recorded."""
+what was recorded. Of bench: 1 an answer was wrong, and no number is printed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,12 @@ class ReportConfig:
     """Run directory, finished or not."""
 
 
+Config = CompareConfig | ReportConfig | BenchConfig | PageConfig
 Command = (
-    Annotated[CompareConfig, tyro.conf.subcommand("compare")] | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
+    | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
 )
 
 
@@ -55,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+        Exit code: 0 done; 1 a benchmark found a wrong answer; 2 bad input; 3 done, but a trial diverged; 130
+        interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -65,7 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _parse(arguments or ["--help"])
         if command is None:
             return DONE
-        return _report(command) if isinstance(command, ReportConfig) else _compare(command)
+        match command:
+            case ReportConfig():
+                return _report(command)
+            case BenchConfig():
+                return _bench(command)
+            case PageConfig():
+                return _bench_page(command)
+            case _:
+                return _compare(command)
     except LabError as error:
         sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
@@ -122,6 +139,41 @@ def _report(config: ReportConfig) -> int:
     return DONE
 
 
+def _bench(config: BenchConfig) -> int:
+    from batchnorm.lab.bench.run import RedGate, bench
+    from batchnorm.lab.bench.table import print_tables
+    from batchnorm.lab.terminal import console
+
+    out = console()
+    if not out.is_terminal:
+        out.width = BENCH_PIPE_WIDTH
+    try:
+        run = bench(config, out)
+    except RedGate as red:
+        sys.stderr.write(f"batchnorm: a wrong answer, so no numbers: {red}\n")
+        return WRONG_ANSWER
+    if run.rows:
+        print_tables(out, run.rows)
+    _say(f"\nresults: {run.path}")
+    if run.interrupted:
+        sys.stderr.write("batchnorm: interrupted; what was measured is kept\n")
+        return INTERRUPTED
+    return DONE
+
+
+def _bench_page(config: PageConfig) -> int:
+    from batchnorm.lab.bench import rows, table
+    from batchnorm.lab.files import write_text
+
+    measured = rows.latest([row for path in config.results for row in rows.read(path)])
+    page = table.page(measured, (path.as_posix() for path in config.results))
+    if config.out is None:
+        sys.stdout.write(page)
+    else:
+        write_text(config.out, page)
+    return DONE
+
+
 def command_line(config: CompareConfig) -> str:
     """Write the command that repeats a comparison, with every setting, so that it outlives a change of defaults.
 
@@ -143,7 +195,7 @@ def command_line(config: CompareConfig) -> str:
     return shlex.join(words)
 
 
-def _parse(arguments: list[str]) -> CompareConfig | ReportConfig | None:
+def _parse(arguments: list[str]) -> Config | None:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
     complaint = io.StringIO()
     try:
@@ -169,7 +221,7 @@ def _one_line(box: str) -> str:
         if not text.strip("─╰╯ "):
             break
         words.append(text)
-    message = " ".join(words).removeprefix(f"Error parsing {CompareConfig.__name__}: ")
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(words))
     return f"{message.rstrip('.')}; see batchnorm --help" if message else box
 
 

@@ -1,0 +1,203 @@
+"""Time arms side by side: paired samples in random order, and what their ratios say.
+
+On a machine that is shared, or that changes its clock, two runs one after the other compare the hours and not the code.
+Here every pair holds one sample of each arm, seconds at most apart, in an order drawn anew for each pair; a ratio is
+taken inside a pair and only then the median over pairs.
+"""
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+try:
+    import resource
+except ImportError:  # Windows has no such counter
+    resource = None  # type: ignore[assignment]
+
+MIN_SAMPLE = 2e-3  # seconds: thousands of times the clock's resolution and its cost
+MIN_WARM_UP = 3  # calls: the first one compiles, allocates and faults memory in
+MAX_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared.
+
+    Attributes
+    ----------
+    call : callable
+        What is timed.
+    reset : callable
+        Called before each call, outside the timing.
+    """
+
+    call: Callable[[], None]
+    reset: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the middle of some samples lies, and how far they spread.
+
+    Attributes
+    ----------
+    p20, median, p80 : float
+        Percentiles.
+    """
+
+    p20: float
+    median: float
+    p80: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarize ``values``, interpolating linearly between neighbours.
+
+        Parameters
+        ----------
+        values : sequence of float
+            At least one.
+
+        Returns
+        -------
+        Spread
+        """
+        low, middle, high = np.percentile(np.asarray(values, dtype=np.float64), [20, 50, 80])
+        return cls(float(low), float(middle), float(high))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was measured of one arm.
+
+    Attributes
+    ----------
+    seconds : tuple of float
+        Time of one call: the mean over the repeats of a sample; one value per pair.
+    repeats : int
+        Calls in each sample.
+    faults : float
+        Page faults of one call (without I/O), the median over pairs; NaN where they cannot be counted.
+    """
+
+    seconds: tuple[float, ...]
+    repeats: int
+    faults: float
+
+
+def interleave(
+    arms: Mapping[str, Arm],
+    pairs: int,
+    *,
+    min_sample: float = MIN_SAMPLE,
+    clock: Callable[[], float] = time.perf_counter,
+    seed: int = 0,
+) -> dict[str, Samples]:
+    """Measure ``arms`` in pairs (or triples, ...): each holds one sample of every arm, in random order.
+
+    Parameters
+    ----------
+    arms : dict of str to Arm
+        What to compare.
+    pairs : int
+        Samples of each arm. Warm-up is not among them.
+    min_sample : float, default=0.002
+        Seconds that a sample lasts at least: quick calls are repeated.
+    clock : callable, default=time.perf_counter
+        Seconds since some moment.
+    seed : int, default=0
+        Of the order.
+
+    Returns
+    -------
+    dict of str to Samples
+    """
+    order = random.Random(seed)  # noqa: S311  # nothing secret
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection in the middle of one arm's sample would be counted against it
+    try:
+        repeats = {name: _warm_up(arm, min_sample, clock) for name, arm in arms.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        faults: dict[str, list[float]] = {name: [] for name in arms}
+        names = list(arms)
+        for _ in range(pairs):
+            order.shuffle(names)
+            for name in names:
+                before = _page_faults()
+                seconds[name].append(_sample(arms[name], repeats[name], clock))
+                faults[name].append((_page_faults() - before) / repeats[name])
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Samples(tuple(seconds[name]), repeats[name], Spread.of(faults[name]).median) for name in arms}
+
+
+def ratios(of: Samples, to: Samples) -> Spread:
+    """Divide pair by pair: how many times longer ``of`` takes than ``to``.
+
+    Parameters
+    ----------
+    of, to : Samples
+        Of the same pairs.
+
+    Returns
+    -------
+    Spread
+        Of the ratios, one per pair.
+    """
+    return Spread.of([a / b for a, b in zip(of.seconds, to.seconds, strict=True)])
+
+
+def removed(torch: Samples, ours: Samples, limit: Samples) -> Spread:
+    """Say which share of what ``torch`` spends above the limit is gone in ``ours``.
+
+    Parameters
+    ----------
+    torch, ours, limit : Samples
+        Of the same pairs.
+
+    Returns
+    -------
+    Spread
+        Of the differences between torch and ours, pair by pair, each divided by the median difference between torch
+        and the limit (a pair's own difference may be near zero). NaN where torch is not above the limit.
+    """
+    above = Spread.of([a - b for a, b in zip(torch.seconds, limit.seconds, strict=True)]).median
+    if above <= 0:
+        return Spread(math.nan, math.nan, math.nan)
+    return Spread.of([(a - b) / above for a, b in zip(torch.seconds, ours.seconds, strict=True)])
+
+
+def _warm_up(arm: Arm, min_sample: float, clock: Callable[[], float]) -> int:
+    """Call until ``arm`` is warm, and return how many calls make a sample."""
+    for _ in range(MIN_WARM_UP):
+        _sample(arm, 1, clock)
+    repeats = 1
+    while repeats < MAX_REPEATS:
+        total = _sample(arm, repeats, clock) * repeats
+        if total >= min_sample:
+            return repeats
+        # A quarter more than the last sample asks for, or the next may just miss; at most tenfold, as it may be off.
+        wanted = 1.25 * repeats * min_sample / total if total > 0 else math.inf
+        repeats = min(MAX_REPEATS, 10 * repeats, math.ceil(wanted) if math.isfinite(wanted) else MAX_REPEATS)
+    return repeats
+
+
+def _sample(arm: Arm, repeats: int, clock: Callable[[], float]) -> float:
+    total = 0.0
+    for _ in range(repeats):
+        arm.reset()
+        start = clock()
+        arm.call()
+        total += clock() - start
+    return total / repeats
+
+
+def _page_faults() -> float:
+    return math.nan if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
