@@ -59,8 +59,9 @@ def bridges(module: ModuleType, functions: dict[str, Any], drivers: Any) -> list
         return [drivers.Numpy()]
     options = [drivers.Torch(torch), drivers.Numpy()]
     wanted = vars(module).get("CHECK", {}).get("tensors")
-    names = set().union(*(names_in(value) for role, value in functions.items() if role != "label"))
-    about_torch = any(vars(module).get(name) is torch or is_torch(vars(module).get(name)) for name in names)
+    values = [vars(module).get(name) for role, value in functions.items() if role != "label" for name in names_in(value)]
+    bases = [base for value in functions.values() for cls in classes_in(value) for base in cls.__mro__]
+    about_torch = any(is_torch(value) for value in values + bases)
     if not about_torch and any(value is np for value in vars(module).values()):
         options.reverse()
     return [option for option in options if wanted in (None, option.name)] or options
@@ -73,17 +74,15 @@ def is_torch(value: Any) -> bool:
 
 
 def names_in(function: Any) -> set[str]:
-    """Return the global names that a function, or what it was made from, uses."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return set()
-    names = set(code.co_names)
-    for cell in getattr(function, "__closure__", None) or ():
-        inside = cell.cell_contents
-        members = list(vars(inside).values()) if isinstance(inside, type) else [inside]
-        names |= set().union(*(names_in(member) for member in members if callable(member)), set())
-        names |= {base.__name__ for base in inside.__mro__} if isinstance(inside, type) else set()
-    return names
+    """Return the global names that a function uses, and the methods of the classes that it was made from."""
+    members = [function, *(member for cls in classes_in(function) for member in vars(cls).values())]
+    codes = [getattr(getattr(member, "__func__", member), "__code__", None) for member in members]
+    return {name for code in codes if code is not None for name in code.co_names}
+
+
+def classes_in(function: Any) -> list[type]:
+    """Return the classes that a function has in its closure."""
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if isinstance(cell.cell_contents, type)]
 
 
 def check_one(subject: str, functions: dict[str, Any], bridge: Any, job: dict[str, Any], drivers: Any, probes: Any) -> Any:

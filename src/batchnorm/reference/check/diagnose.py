@@ -237,6 +237,8 @@ def _accepted(
             wanted = named or wanted
             if wanted is None:
                 conventions = [convention for convention in conventions if convention.name != "keep_prob"]
+        if choice == "penalty" and facts.get("m") == 1.0:  # it has no m to divide by
+            conventions = [convention for convention in conventions if not convention.name.endswith("m")]
         options[choice] = [convention for convention in conventions if wanted in (None, convention.name)] or conventions
     return itertools.product(*options.values())
 

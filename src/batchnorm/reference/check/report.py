@@ -78,7 +78,12 @@ class Report:
             return f"{self.path}: nothing was checked\n" + _indented(self.failure)
         blocks = [f"{self.path}: {self._verdict()}"]
         blocks += [_indented(f"note: {remark}") for remark in self.remarks]
-        return "\n\n".join([*blocks, *(_block(finding) for finding in self.findings)])
+        text = "\n".join(blocks)
+        quiet = False  # right ones stand in a list, the others in paragraphs
+        for finding in self.findings:
+            text += ("\n" if quiet and finding.kind == "right" else "\n\n") + _block(finding)
+            quiet = finding.kind == "right"
+        return text
 
     def _verdict(self) -> str:
         functions = list(dict.fromkeys(finding.function for finding in self.findings))
@@ -101,15 +106,14 @@ def _block(finding: Finding) -> str:
     for mistake in finding.mistakes:
         lines += [
             "",
-            _indented(f"{mistake.title[0].upper()}{mistake.title[1:]}."),
-            _indented(mistake.why),
-            "",
+            _field("mistake", mistake.title),
+            _field("effect", mistake.why),
             _field("equation", mistake.equation),
             _field("fix", mistake.fix[0], wrap=False),
             _field("", mistake.fix[1], wrap=False),
             _field("id", mistake.id),
         ]
-    lines += [_indented(f"note: {note}") for note in finding.notes]
+    lines += [_indented(f"({note})") for note in finding.notes]
     return "\n".join(lines)
 
 
@@ -125,8 +129,9 @@ def _difference(one: Difference) -> str:
         return f"{name} has {one.got}, expected {one.expected}"
     if one.total == 1:
         return f"{name} is {one.got}, expected {one.expected}"
-    where = ", ".join(map(str, one.index))
-    return f"{name}[{where}] is {one.got}, expected {one.expected} ({one.wrong} of {one.total} values differ)"
+    word, _, when = name.partition(" ")
+    where = f"{word}[{', '.join(map(str, one.index))}]{when and ' '}{when}"
+    return f"{where} is {one.got}, expected {one.expected} ({one.wrong} of {one.total} values differ)"
 
 
 def _field(name: str, text: str, *, wrap: bool = True) -> str:

@@ -139,27 +139,25 @@ CONVENTIONS = (
         "stored variance",
         "biased",
         {},
-        "running_var stores the biased variance (divides by m), as in the courses, Keras and Flax; torch stores the "
-        "unbiased one",
+        "running_var stores the biased variance, as the courses, Keras and Flax do; torch stores the unbiased one",
     ),
     Convention(
         "stored variance",
         "unbiased",
         {"stored_var": _unbiased},
-        "running_var stores the unbiased variance (divides by m - 1), as in torch; the courses, Keras and Flax store "
-        "the biased one",
+        "running_var stores the unbiased variance, as torch does; the courses, Keras and Flax store the biased one",
     ),
     Convention(
         "momentum",
         "old",
         {},
-        "momentum is the weight of the OLD value, as in the courses, Keras and Flax; torch's is 1 - momentum",
+        "momentum is the weight of the old value, as in the courses, Keras and Flax; torch's is 1 minus that",
     ),
     Convention(
         "momentum",
         "new",
         {"factor": lambda v: v.momentum},
-        "momentum is the weight of the NEW batch, as in torch; in the courses, Keras and Flax it is 1 - momentum",
+        "momentum is the weight of the new batch, as in torch; that of the courses, Keras and Flax is 1 minus it",
     ),
 )
 
