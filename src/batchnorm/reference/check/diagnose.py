@@ -84,7 +84,8 @@ def difference(subject: Subject, output: str, got: Any, expected: Any) -> Differ
             return Difference(output, None, f"shape {got.shape}", f"shape {expected.shape}", got.size, expected.size)
         got = got.reshape(expected.shape)
     finite = np.abs(expected[np.isfinite(expected)])
-    atol = subject.tolerances.get(output, rtol * np.max(finite, initial=0.0))
+    size = np.max(finite, initial=0.0)
+    atol = subject.tolerances[output] * max(size, 1.0) if output in subject.tolerances else rtol * size
     wrong = ~np.isclose(got, expected, rtol=0, atol=atol, equal_nan=True)
     if not wrong.any():
         return None
@@ -212,6 +213,9 @@ def _backward_of_wrong_forward(
     ):
         return Finding(function, "follows")
     names = [name for name in subject.groups["backward"] if name in got]
+    follows = (subject.compute(_merged(choice) | dict(explained), facts) for choice in choices if explained)
+    if any(not differences(subject, got, outputs, names) for outputs in follows):
+        return Finding(function, "follows")
     for mistake in subject.mistakes:
         if mistake.group == "backward" and explained:
             for choice in choices:
@@ -253,7 +257,8 @@ def _notes(subject: Subject, choices: list[tuple[Convention, ...]], got: Outputs
         if expected.get(name) is not None and value.shape != np.shape(expected[name])
     ]
     single = sorted({str(value.dtype) for value in got.values()} & {"float32", "float16"})
-    notes += [f"computes in {dtype}; judged to its digits" for dtype in single]
+    if not subject.tolerances:
+        notes += [f"computes in {dtype}; judged to its digits" for dtype in single]
     return tuple(notes)
 
 

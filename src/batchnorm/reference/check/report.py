@@ -13,8 +13,8 @@ VERDICTS = {
     "mistake": "MISTAKE",
     "unknown": "WRONG, and no known mistake explains it",
     "error": "STOPPED",
-    "follows": "right for this forward: it is its gradient, by central differences",
-    "waits": "not judged: its forward is wrong, and it builds on what that left in the cache",
+    "follows": "right for the forward as it is: nothing to change here",
+    "waits": "not judged yet: it builds on the cache of a wrong forward. Correct that first",
 }
 #: What the outputs are called in a sentence.
 OUTPUTS = {

@@ -355,7 +355,11 @@ MISTAKES = (
     _forward(
         "running-replaced",
         "the running statistics are replaced by those of the batch instead of averaged",
-        {"running_mean": lambda v: v.stored_mean, "running_var": lambda v: v.stored_var},
+        {
+            "running_mean": lambda v: v.stored_mean,
+            "running_var": lambda v: v.stored_var,
+            "default_keeps_old": anything,
+        },
         _STORE,
         "Test outputs then depend on the last batch of training alone.",
         ("running_mean = momentum * running_mean + (1 - momentum) * mean", "running_var = momentum * running_var + (1 - momentum) * var"),

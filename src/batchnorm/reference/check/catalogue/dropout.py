@@ -12,8 +12,10 @@ from batchnorm.reference.check import probes
 from batchnorm.reference.check.model import Changes, Convention, Mistake, Outputs, Step, Subject, run
 
 STEPS: dict[str, Step] = {
-    "kept": lambda v: v.keep_prob,
-    "scale": lambda v: 1 / v.keep_prob,
+    "keep": lambda v: v.keep_prob,
+    "drop": lambda v: 1 - v.keep,
+    "kept": lambda v: v.keep,
+    "scale": lambda v: 1 / v.keep,
     "rows_alike": lambda _: 0.0,  # 1 if most rows, or most columns, are dropped or kept as a whole
     "test_kept": lambda _: 1.0,
     "test_scale": lambda _: 1.0,
@@ -35,18 +37,17 @@ GROUPS = {
 def compute(changes: Changes, facts: Mapping[str, Any]) -> Outputs:
     """Return the features; ``facts`` may say that the candidate reads ``p`` as the probability of keeping."""
     v = SimpleNamespace(**(probes.dropout() | facts))
-    v.drop_prob = 1 - v.keep_prob
     run(STEPS, changes, v)
-    return {name: getattr(v, name) for name in STEPS}
+    return {name: getattr(v, name) for name in STEPS if name not in ("keep", "drop")}
 
 
 CONVENTIONS = (
-    Convention("dropout", "drop", {}, "p is the probability of DROPPING a unit, as in torch and EECS 498"),
+    Convention("dropout", "drop", {}, "p is the probability of dropping a unit, as in torch and EECS 498"),
     Convention(
         "dropout",
         "keep",
-        {"kept": lambda v: v.drop_prob, "scale": lambda v: 1 / v.drop_prob},
-        "p is the probability of KEEPING a unit, as in CS231n; in torch and EECS 498 it is that of dropping",
+        {"keep": lambda v: v.p},
+        "p is the probability of keeping a unit, as in CS231n; in torch and EECS 498 it is that of dropping",
     ),
     Convention("dropout", "keep_prob", {}, "keep_prob is the probability of keeping a unit; torch's p is 1 - keep_prob"),
 )
@@ -77,31 +78,31 @@ MISTAKES = (
     _mistake(
         "divided-by-drop-rate",
         "what is kept is divided by the drop rate",
-        {"scale": lambda v: 1 / v.drop_prob},
+        {"scale": lambda v: 1 / v.drop},
         "E[out] is then keep/drop times x instead of x; it is right only for one half.",
     ),
     _mistake(
         "multiplied-by-keep",
         "what is kept is multiplied by the keep probability instead of divided",
-        {"scale": lambda v: v.keep_prob},
+        {"scale": lambda v: v.keep},
         "E[out] is keep^2 x instead of x.",
     ),
     _mistake(
         "multiplied-by-drop-rate",
         "what is kept is multiplied by the drop rate",
-        {"scale": lambda v: v.drop_prob},
+        {"scale": lambda v: v.drop},
         "E[out] is keep drop x instead of x.",
     ),
     _mistake(
         "keep-drop-swapped",
         "keep and drop are exchanged: what should be kept is dropped",
-        {"kept": lambda v: v.drop_prob, "scale": lambda v: 1 / v.drop_prob},
+        {"kept": lambda v: v.drop, "scale": lambda v: 1 / v.drop},
         "A rate of 0.2 then drops 80 per cent; nothing else looks wrong, because the scale fits.",
     ),
     _mistake(
         "mask-swapped",
         "the mask keeps with the drop rate, the scale is that of the keep probability",
-        {"kept": lambda v: v.drop_prob},
+        {"kept": lambda v: v.drop},
         "The comparison of the random numbers points the wrong way: rand > keep where rand < keep is meant.",
     ),
     _mistake(
@@ -127,7 +128,7 @@ MISTAKES = (
     _mistake(
         "scaled-at-test-time",
         "test outputs are scaled although training outputs were rescaled",
-        {"test_scale": lambda v: v.keep_prob},
+        {"test_scale": lambda v: v.keep},
         "The expectation is corrected twice.",
         ("if mode == 'test':", "    out = x  # inverted dropout: the factor 1/keep is in training"),
         "out = x at test time",
@@ -135,13 +136,13 @@ MISTAKES = (
     _mistake(
         "not-inverted",
         "this is the original form (scaled by keep at test time), not inverted dropout",
-        {"scale": lambda _: 1.0, "test_scale": lambda v: v.keep_prob},
+        {"scale": lambda _: 1.0, "test_scale": lambda v: v.keep},
         "It is right by itself, but the model must know the rate at test time, and all frameworks use the other form.",
     ),
     _backward(
         "backward-new-mask",
         "the backward draws a new mask",
-        {"back_agrees": lambda v: v.keep_prob**2 + v.drop_prob**2},
+        {"back_agrees": lambda v: v.keep**2 + v.drop**2},
         "Gradients pass where the forward was off.",
     ),
     _backward(
@@ -165,7 +166,7 @@ MISTAKES = (
     _backward(
         "backward-divided-by-drop-rate",
         "the backward divides by the drop rate",
-        {"back_scale": lambda v: 1 / (1 - v.kept)},
+        {"back_scale": lambda v: 1 / v.drop},
         "The forward multiplied by mask/keep, and so must the backward.",
     ),
     _backward(
@@ -190,5 +191,5 @@ SUBJECT = Subject(
     groups=GROUPS,
     mistakes=MISTAKES,
     conventions=CONVENTIONS,
-    tolerances={"kept": 0.03, "back_kept": 0.03, "back_agrees": 0.03},
+    tolerances={name: 0.03 for name in ("kept", "test_kept", "back_kept", "test_back_kept", "back_agrees")},
 )

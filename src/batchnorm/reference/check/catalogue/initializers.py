@@ -49,8 +49,8 @@ def _compute(steps: Mapping[str, Step]) -> Callable[[Changes, Mapping[str, Any]]
         conv, conv_right = one(changes, conv_sizes), one({}, conv_sizes)
         return {
             "mean": dense.mean,
-            "deviation": dense.std / right.std,
-            "conv_deviation": conv.std / conv_right.std,
+            "deviation": None if dense.std is None else dense.std / right.std,
+            "conv_deviation": None if conv.std is None else conv.std / conv_right.std,
         }
 
     return compute
@@ -104,7 +104,7 @@ _SHARED: tuple[tuple[str, str, str, Changes], ...] = (
         "constant",
         "all weights are equal",
         "Units with equal weights get equal gradients and stay equal: the layer is one unit wide.",
-        {"std": lambda _: 0.0, "mean": lambda _: None},
+        {"std": lambda _: 0.0, "mean": lambda _: np.nan},
     ),
     (
         "not-centred",

@@ -90,7 +90,7 @@ _RMSPROP_FIX = (
     "w = w - learning_rate * dw / (np.sqrt(cache) + epsilon)",
 )
 _ADAM_FIX = (
-    "t = t + 1; m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)  # m and v themselves are stored",
+    "t = t + 1; m_hat, v_hat = m / (1 - beta1 ** t), v / (1 - beta2 ** t)  # store t, m, v",
     "w = w - learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)",
 )
 
@@ -131,13 +131,13 @@ _MOMENTUM = _mistakes(
         {"w": lambda v: v.w + (v.velocity + v.learning_rate * v.dw) / v.momentum},
     ),
     (
-        "momentum-not-used",
+        "factor-missing",
         "the velocity is summed without the factor momentum",
         "Nothing is forgotten: w oscillates with growing swings.",
         {"velocity": lambda v: v.velocity - v.learning_rate * v.dw},
     ),
     (
-        "gradient-added-twice",
+        "is-nesterov",
         "this is Nesterov's rule, not plain momentum",
         "The step looks ahead along the velocity; a good rule, but another one.",
         {"w": lambda v: v.w + v.momentum * v.velocity - v.learning_rate * v.dw},
