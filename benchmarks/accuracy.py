@@ -15,9 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import regimes
-
 import batchnorm
+import regimes
 from batchnorm.reference import batch_norm as reference
 
 SHAPE = (64, 3, 16, 16)

@@ -24,6 +24,7 @@ IGNORED = {
     "SA01",  # "See Also" everywhere says nothing; the text links where it helps
     "EX01",  # examples where they teach something; those that are there run (below)
     "RT02",  # a named pair is clearer than its type alone
+    "RT03",  # a type whose name says it needs no second sentence
     "RT04",  # a value may be described by a symbol, in lower case
 }
 #: Records list their fields under Attributes; numpydoc looks for the same names under Parameters.
@@ -38,15 +39,91 @@ SURFACE = {
     "batchnorm.nn.batch_norm.BatchNorm1d",
     "batchnorm.nn.batch_norm.BatchNorm2d",
     "batchnorm.nn.batch_norm.BatchNorm3d",
+    "batchnorm.reference.augmentation.cutout",
+    "batchnorm.reference.augmentation.linear_survival",
+    "batchnorm.reference.augmentation.mixup",
+    "batchnorm.reference.augmentation.stochastic_depth_forward",
     "batchnorm.reference.batch_norm.backward",
     "batchnorm.reference.batch_norm.forward_test",
     "batchnorm.reference.batch_norm.forward_train",
+    "batchnorm.reference.convolution.conv2d_backward",
+    "batchnorm.reference.convolution.conv2d_forward",
+    "batchnorm.reference.convolution.max_pool2d_backward",
+    "batchnorm.reference.convolution.max_pool2d_forward",
+    "batchnorm.reference.descent.convexity_gap",
+    "batchnorm.reference.descent.descend",
+    "batchnorm.reference.descent.jensen_gap",
+    "batchnorm.reference.descent.least_squares",
+    "batchnorm.reference.descent.quadratic",
+    "batchnorm.reference.descent.stochastic_descend",
+    "batchnorm.reference.dropout.backward",
+    "batchnorm.reference.dropout.draw_mask",
+    "batchnorm.reference.dropout.forward",
+    "batchnorm.reference.dropout.original_forward",
+    "batchnorm.reference.folding.fold",
+    "batchnorm.reference.folding.fold_transposed",
+    "batchnorm.reference.folding.scale_shift",
+    "batchnorm.reference.initializers.fan",
+    "batchnorm.reference.initializers.gain",
+    "batchnorm.reference.initializers.kaiming_normal",
+    "batchnorm.reference.initializers.kaiming_uniform",
+    "batchnorm.reference.initializers.small_gaussian",
+    "batchnorm.reference.initializers.xavier_normal",
+    "batchnorm.reference.initializers.xavier_uniform",
+    "batchnorm.reference.layers.activation_backward",
+    "batchnorm.reference.layers.activation_forward",
+    "batchnorm.reference.layers.flatten_backward",
+    "batchnorm.reference.layers.flatten_forward",
+    "batchnorm.reference.layers.linear_backward",
+    "batchnorm.reference.layers.linear_forward",
+    "batchnorm.reference.layers.relu_backward",
+    "batchnorm.reference.layers.relu_forward",
+    "batchnorm.reference.layers.sigmoid_backward",
+    "batchnorm.reference.layers.sigmoid_forward",
+    "batchnorm.reference.layers.tanh_backward",
+    "batchnorm.reference.layers.tanh_forward",
+    "batchnorm.reference.losses.sigmoid_cross_entropy",
+    "batchnorm.reference.losses.softmax",
+    "batchnorm.reference.losses.softmax_cross_entropy",
+    "batchnorm.reference.networks.Network",
+    "batchnorm.reference.networks.conv_net",
+    "batchnorm.reference.networks.fully_connected",
+    "batchnorm.reference.optimizers.adagrad",
+    "batchnorm.reference.optimizers.adam",
+    "batchnorm.reference.optimizers.momentum",
+    "batchnorm.reference.optimizers.nesterov",
+    "batchnorm.reference.optimizers.rmsprop",
+    "batchnorm.reference.optimizers.sgd",
+    "batchnorm.reference.penalties.l1_penalty",
+    "batchnorm.reference.penalties.l2_factor",
+    "batchnorm.reference.penalties.l2_penalty",
+    "batchnorm.reference.sandwiches.conv_bn_relu_backward",
+    "batchnorm.reference.sandwiches.conv_bn_relu_forward",
+    "batchnorm.reference.sandwiches.conv_relu_backward",
+    "batchnorm.reference.sandwiches.conv_relu_forward",
+    "batchnorm.reference.sandwiches.conv_relu_pool_backward",
+    "batchnorm.reference.sandwiches.conv_relu_pool_forward",
+    "batchnorm.reference.sandwiches.linear_bn_relu_backward",
+    "batchnorm.reference.sandwiches.linear_bn_relu_forward",
+    "batchnorm.reference.sandwiches.linear_relu_backward",
+    "batchnorm.reference.sandwiches.linear_relu_forward",
+    "batchnorm.reference.schedules.cosine_decay",
+    "batchnorm.reference.schedules.exponential_decay",
+    "batchnorm.reference.schedules.polynomial_decay",
+    "batchnorm.reference.schedules.step_decay",
+    "batchnorm.reference.schedules.warm_up",
     "batchnorm.reference.statistics.averaging_factor",
     "batchnorm.reference.statistics.batch_statistics",
     "batchnorm.reference.statistics.exact_population",
     "batchnorm.reference.statistics.merge",
     "batchnorm.reference.statistics.population_statistics",
     "batchnorm.reference.statistics.update_running",
+    "batchnorm.reference.training.accuracy",
+    "batchnorm.reference.training.train",
+    "batchnorm.reference.whitening.apply",
+    "batchnorm.reference.whitening.backward",
+    "batchnorm.reference.whitening.cost",
+    "batchnorm.reference.whitening.forward",
 }
 
 
@@ -109,6 +186,8 @@ def _pages() -> list[Path]:
 @pytest.mark.parametrize("page", _pages(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    targets = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto"))]
+    targets = [
+        t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto"))
+    ]
     missing = [t for t in targets if not (page.parent / t).exists()]
     assert not missing, f"{page}: {missing}"

@@ -15,17 +15,19 @@ SOURCE = Path(__file__).parents[1] / "src"
 ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"]
 KERNELS_ORDER = [{"interface", "activations"}, {"eager", "composite"}, {"registry"}]
 LAB_ORDER = [
-    {"errors"},
-    {"artefacts", "config", "environment"},
-    {"data", "summary"},
-    {"models", "plots", "terminal"},
-    {"probes", "report"},
-    {"trainer"},
+    {"errors", "environment"},
+    {"config", "files"},
+    {"artefacts", "data"},
+    {"comparison", "models"},
+    {"summary", "probes"},
+    {"wording", "trainer"},
+    {"plots", "terminal"},
+    {"report"},
     {"cli"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
-NO_TORCH = {"artefacts", "summary", "plots", "report", "terminal"}
-TRAINING = {"data", "models", "probes", "trainer"}
+NO_TORCH = {"artefacts", "comparison", "config", "files", "plots", "report", "summary", "terminal", "wording"}
+TRAINING = {"data", "environment", "models", "probes", "trainer"}
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:
@@ -61,27 +63,27 @@ def test_import_rules(path: Path) -> None:
         breaches.append(f"{path.relative_to(SOURCE)}:{line}: imports {name}; {rule}")
 
     for line, name in _imports(path):
-        parts = name.split(".")
-        ours = parts[0] == "batchnorm"
+        top, *inner = name.split(".")
+        inner = inner if top == "batchnorm" else []
         if place[0] == "reference":
-            if not (parts[0] == "numpy" or parts[:2] == ["batchnorm", "reference"] or parts[0] in sys.stdlib_module_names):
+            if not (top in {"numpy", *sys.stdlib_module_names} or inner[:1] == ["reference"]):
                 breach(line, name, "reference imports numpy only")
             continue
-        if ours and place[0] in ORDER and parts[1] in ORDER and ORDER.index(parts[1]) > ORDER.index(place[0]):
+        if inner and place[0] in ORDER and inner[0] in ORDER and ORDER.index(inner[0]) > ORDER.index(place[0]):
             breach(line, name, f"the order is {' <- '.join(ORDER)}")
-        if ours and parts[1] == "reference" and place[:2] != ["lab", "claims"]:
+        if inner[:1] == ["reference"] and place[:2] != ["lab", "claims"]:
             breach(line, name, "reference is imported by tests, docs, examples and lab/claims only")
-        if place[0] == "kernels" and len(place) > 1 and place[1] != "__init__" and parts[:2] == ["batchnorm", "kernels"]:
-            if _rank(KERNELS_ORDER, parts[2]) >= _rank(KERNELS_ORDER, place[1]):
-                breach(line, name, "inside kernels: interface, activations <- eager, composite <- registry")
-        if place[0] == "lab" and len(place) > 1 and place[1] not in {"__init__", "__main__"}:
-            if place[1] in NO_TORCH and (parts[0] == "torch" or (ours and (parts[1:2] != ["lab"] or parts[2] in TRAINING))):
-                breach(line, name, "what reads a run directory needs no torch and no training code")
-            if parts[:2] == ["batchnorm", "lab"] and len(parts) > 2 and place[1] != parts[2]:
-                if _rank(LAB_ORDER, parts[2]) >= _rank(LAB_ORDER, place[1]):
-                    breach(line, name, f"inside lab the order is {LAB_ORDER}")
-        if place[0] != "lab" and parts[0] in {"matplotlib", "sklearn", "rich", "tyro", "jinja2", "pooch"}:
+        if place[0] != "lab" and top in {"matplotlib", "sklearn", "rich", "tyro", "jinja2", "pooch"}:
             breach(line, name, "the library needs numpy and torch only")
+        room, *inside = place
+        for which, order in (("kernels", KERNELS_ORDER), ("lab", LAB_ORDER)):
+            within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
+            if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
+                breach(line, name, f"inside {which} the order is {order}")
+        if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
+            breach(line, name, "what reads a run directory needs no torch")
+        if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:
+            breach(line, name, "what reads a run directory needs no training code")
     assert not breaches, "\n" + "\n".join(breaches)
 
 

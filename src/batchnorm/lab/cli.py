@@ -1,0 +1,186 @@
+"""The command line: parse, call, print, and turn what happened into an exit code.
+
+What is slow to import (torch, matplotlib) is imported by the command that needs it, so that ``--help`` is quick.
+"""
+
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+import batchnorm
+from batchnorm.lab.config import CompareConfig
+from batchnorm.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from batchnorm.lab.report import Report
+
+DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+
+DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
+
+`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
+input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from
+what was recorded."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make the tables, the figures and the page of a run again, from the files in its directory."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory, finished or not."""
+
+
+Command = (
+    Annotated[CompareConfig, tyro.conf.subcommand("compare")] | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments. None: those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        _say(f"batchnorm {batchnorm.__version__}")
+        return DONE
+    try:
+        command = _parse(arguments or ["--help"])
+        if command is None:
+            return DONE
+        return _report(command) if isinstance(command, ReportConfig) else _compare(command)
+    except LabError as error:
+        sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("batchnorm: interrupted\n")
+        return INTERRUPTED
+
+
+def _compare(config: CompareConfig) -> int:
+    from batchnorm.lab import data, environment, trainer  # torch
+    from batchnorm.lab.artefacts import RunWriter
+    from batchnorm.lab.report import make_report
+    from batchnorm.lab.terminal import console, plan, print_summary, training_bar
+    from batchnorm.lab.wording import diverged
+
+    config = config.resolved()
+    assert config.lr is not None
+    assert config.steps is not None
+    dataset = data.load(config.data, config.data_dir)
+    writer = RunWriter.create(
+        config.out or _new_directory(config),
+        config={"command": command_line(config), **trainer.describe(config, dataset)},
+        environment=environment.environment(config.threads),
+    )
+    out = console()
+    out.print(
+        f"{plan(len(config.norm), len(config.lr), config.seeds, config.steps)}, into {writer.path}", soft_wrap=True
+    )
+    interrupted = False
+    try:
+        with training_bar(out) as advance:
+            trainer.compare(config, dataset, writer, on_event=advance)
+    except KeyboardInterrupt:
+        interrupted = True
+    report = make_report(writer.path)
+    print_summary(out, report.summary)
+    _say_where(report)
+    if interrupted:
+        sys.stderr.write("batchnorm: interrupted; the report is made from what was recorded\n")
+        return INTERRUPTED
+    if names := diverged(report.summary):
+        sys.stderr.write(f"batchnorm: diverged: {'; '.join(names)}\n")
+        return DIVERGED
+    return DONE
+
+
+def _report(config: ReportConfig) -> int:
+    from batchnorm.lab.report import make_report  # matplotlib
+    from batchnorm.lab.terminal import console, print_summary
+
+    report = make_report(config.directory)
+    print_summary(console(), report.summary)
+    _say_where(report)
+    return DONE
+
+
+def command_line(config: CompareConfig) -> str:
+    """Write the command that repeats a comparison, with every setting, so that it outlives a change of defaults.
+
+    Parameters
+    ----------
+    config : CompareConfig
+        Resolved. ``out`` is left out: a repetition goes into a new directory.
+
+    Returns
+    -------
+    str
+    """
+    words = ["batchnorm", "compare"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name != "out" and value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *(str(item) for item in values)]
+    return shlex.join(words)
+
+
+def _parse(arguments: list[str]) -> CompareConfig | ReportConfig | None:
+    """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Command,
+                prog="batchnorm",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise LabError(_one_line(complaint.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Take the message out of the box that tyro draws: what stands before its first rule."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ")
+        if not text.strip("─╰╯ "):
+            break
+        words.append(text)
+    message = " ".join(words).removeprefix(f"Error parsing {CompareConfig.__name__}: ")
+    return f"{message.rstrip('.')}; see batchnorm --help" if message else box
+
+
+def _new_directory(config: CompareConfig) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Path("runs") / f"compare-{config.data}-{config.model}-{stamp}"
+
+
+def _say_where(report: "Report") -> None:
+    _say(f"\nreport: {report.page}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

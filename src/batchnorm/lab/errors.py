@@ -1,0 +1,16 @@
+"""What can go wrong for a user of the lab: one message each, which the command line prints as it is.
+
+A message says what must hold, what came, and what to try. Anything else that is raised is a bug of ours.
+"""
+
+
+class LabError(ValueError):
+    """An input of the lab that cannot work: the base of all errors a user can cause."""
+
+
+class DataError(LabError):
+    """A data file that is missing, damaged, or cannot be downloaded."""
+
+
+class OutputError(LabError):
+    """A run directory that cannot be written, or holds what cannot be read."""
