@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchnorm.reference import batch_norm, statistics
+from batchnorm.reference import batch_norm, initializers, optimizers, penalties, statistics
 from batchnorm.reference.check import check, mistakes, probes
 from batchnorm.reference.check.catalogue import SUBJECTS
+from batchnorm.reference.check.catalogue.initializers import right_deviations
 from batchnorm.reference.check.diagnose import differences
 
 
@@ -121,3 +122,48 @@ def test_the_steps_without_a_mistake_are_the_textbook(spatial):
     unbiased = next(c for c in SUBJECTS["batchnorm"].conventions if c.name == "unbiased")
     stored = SUBJECTS["spatial_batchnorm" if spatial else "batchnorm"].compute(unbiased.changes, {})["running_var"]
     np.testing.assert_allclose(stored, running_var, rtol=1e-12)
+
+
+def test_the_rules_without_a_mistake_are_the_textbook():
+    probe = probes.optimizer()
+    config = probe["config"]
+    lr, eps, betas = config["learning_rate"], config["epsilon"], (config["beta1"], config["beta2"])
+    rules = {
+        "sgd": lambda w, dw, state: optimizers.sgd(w, dw, state, lr=lr),
+        "sgd_momentum": lambda w, dw, state: optimizers.momentum(w, dw, state, lr=lr, momentum=config["momentum"]),
+        "nesterov": lambda w, dw, state: optimizers.nesterov(w, dw, state, lr=lr, momentum=config["momentum"]),
+        "adagrad": lambda w, dw, state: optimizers.adagrad(w, dw, state, lr=lr, eps=eps),
+        "rmsprop": lambda w, dw, state: optimizers.rmsprop(w, dw, state, lr=lr, decay=config["decay_rate"], eps=eps),
+        "adam": lambda w, dw, state: optimizers.adam(w, dw, state, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps),
+    }
+    for name, rule in rules.items():
+        outputs = SUBJECTS[name].compute({}, {})
+        w, state = probe["w"], None
+        for step, gradient in enumerate(probe["gradients"], start=1):
+            w, state = rule(w, gradient, state)
+            np.testing.assert_allclose(outputs[f"w_{step}"], w, rtol=1e-13, err_msg=name)
+
+
+def test_the_penalties_without_a_mistake_are_the_textbook():
+    probe = probes.penalty()
+    names = {"lambda/2m": "half_mean", "lambda": "sum", "lambda/2": "half"}
+    for convention in SUBJECTS["l2"].conventions:
+        if convention.name in names:
+            options = {"convention": names[convention.name], "samples": int(probe["m"])}
+            cost, gradients = penalties.l2_penalty([probe["W"]], probe["lambd"], **options)
+            outputs = SUBJECTS["l2"].compute(convention.changes, {})
+            np.testing.assert_allclose(outputs["cost"], cost, rtol=1e-13)
+            np.testing.assert_allclose(outputs["dW"], gradients[0], rtol=1e-13)
+
+
+def test_the_deviations_are_the_textbook():
+    probe, generator = probes.initializer(), np.random.default_rng(0)
+    dense, conv = right_deviations("kaiming")
+    area = probe["kernel"]
+    shape = (probe["out_channels"], probe["in_channels"], area, area)
+    assert initializers.kaiming_normal((90, 400), generator).std() == pytest.approx(dense, rel=0.03)
+    assert initializers.kaiming_normal(shape, generator).std() == pytest.approx(conv, rel=0.03)
+    mean = next(c for c in SUBJECTS["xavier"].conventions if c.name == "mean")
+    ratio = SUBJECTS["xavier"].compute(mean.changes, {})["deviation"]
+    glorot = initializers.xavier_normal((probe["fan_out"], probe["fan_in"]), generator).std()
+    assert glorot == pytest.approx(ratio * right_deviations("xavier")[0], rel=0.03)

@@ -127,6 +127,7 @@ def diagnose(
     -------
     list of Finding
     """
+    got = _of_one_precision(got)
     main = labels.get("forward") or next(iter(labels.values()))
     backward = labels.get("backward", main)
     findings: list[Finding] = []
@@ -260,6 +261,12 @@ def _notes(subject: Subject, choices: list[tuple[Convention, ...]], got: Outputs
     if not subject.tolerances:
         notes += [f"computes in {dtype}; judged to its digits" for dtype in single]
     return tuple(notes)
+
+
+def _of_one_precision(got: Outputs) -> Outputs:
+    """Return the outputs in the coarsest type that one of them has: the others went through it."""
+    coarsest = min((value.dtype for value in got.values()), key=lambda dtype: dtype.itemsize, default=np.dtype("f8"))
+    return {name: value.astype(coarsest) for name, value in got.items()}
 
 
 def _merged(choice: tuple[Convention, ...]) -> dict[str, Any]:

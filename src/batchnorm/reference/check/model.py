@@ -39,7 +39,7 @@ class Mistake:
     changes : mapping of str to callable
         The steps that are wrong. Empty for a mistake that is known by the group it spoils, not by a value.
     equation : str
-        What it should compute; the number is that of ``DERIVATION.md``.
+        What it should compute; the numbers are those of the derivation.
     why : str
         One sentence: what follows from it.
     fix : tuple of two str

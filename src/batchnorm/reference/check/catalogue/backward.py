@@ -1,4 +1,4 @@
-"""Known mistakes of the backward of the layer. Equation numbers: ``DERIVATION.md``."""
+"""Known mistakes of the backward of the layer. Equation numbers: the derivation."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The layer in steps, and the known mistakes of its forward. Equation numbers: ``DERIVATION.md``."""
+"""The layer in steps, and the known mistakes of its forward. Equation numbers: the derivation."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -402,7 +402,7 @@ MISTAKES = (
     _forward(
         "momentum-reversed",
         "momentum multiplies the new batch, but its default (or the course) means the weight of the old value",
-        {"factor": lambda v: v.momentum, "default_keeps_old": lambda _: 0.0},
+        {"factor": lambda v: v.momentum, "default_keeps_old": anything},
         "(44) running <- momentum running + (1 - momentum) batch, if momentum is 0.9 and the like",
         "With 0.9 the running statistics remember little more than the last batch.",
         ("running_mean = momentum * running_mean + (1 - momentum) * mean", "running_var = momentum * running_var + (1 - momentum) * var"),

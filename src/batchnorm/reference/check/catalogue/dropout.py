@@ -1,7 +1,7 @@
 """Inverted dropout in steps, and its known mistakes.
 
 The mask is random, so its outputs are features of it: the share that is kept, the factor of what is kept, and whether
-the backward has the same mask. Equation numbers: ``DERIVATION.md``.
+the backward has the same mask. Equation numbers: the derivation.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ CONVENTIONS = (
     Convention("dropout", "keep_prob", {}, "keep_prob is the probability of keeping a unit; torch's p is 1 - keep_prob"),
 )
 
-_TRAIN = "out = x mask / keep,  mask = 1 with probability keep = 1 - drop"
+_TRAIN = "(103) mask = 1 with probability keep = 1 - drop;  (104) out = x mask / keep"
 _FIX = ("mask = (np.random.rand(*x.shape) < keep) / keep", "out = x * mask  # backward: dx = dout * mask")
 
 
@@ -65,7 +65,7 @@ def _mistake(
 
 def _backward(name: str, title: str, changes: Changes, why: str) -> Mistake:
     fix = ("mask = (np.random.rand(*x.shape) < keep) / keep; cache = mask", "dx = dout * mask")
-    return _mistake(name, title, changes, why, fix, "dx = dout mask / keep, with the mask of the forward", "backward")
+    return _mistake(name, title, changes, why, fix, "(105) dx = dout mask / keep, with the mask of the forward", "backward")
 
 
 MISTAKES = (
@@ -123,7 +123,7 @@ MISTAKES = (
         {"test_kept": lambda v: v.kept, "test_scale": lambda v: v.scale},
         "Predictions are random.",
         ("if mode == 'test':", "    out = x"),
-        "out = x at test time",
+        "(104) is for training; at test time out = x",
     ),
     _mistake(
         "scaled-at-test-time",
@@ -131,7 +131,7 @@ MISTAKES = (
         {"test_scale": lambda v: v.keep},
         "The expectation is corrected twice.",
         ("if mode == 'test':", "    out = x  # inverted dropout: the factor 1/keep is in training"),
-        "out = x at test time",
+        "(104) is for training; at test time out = x",
     ),
     _mistake(
         "not-inverted",

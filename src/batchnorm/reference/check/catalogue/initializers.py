@@ -123,7 +123,7 @@ _KAIMING_FIX = ("std = np.sqrt(2 / fan_in)  # convolution: fan_in = in_channels 
 _XAVIER_FIX = ("std = np.sqrt(1 / fan_in)  # or np.sqrt(2 / (fan_in + fan_out))", "W = std * np.random.randn(fan_in, fan_out)")
 _KAIMING = _mistakes(
     "kaiming",
-    "std(W) = sqrt(2 / fan_in),  fan_in = in_channels x kernel area",
+    "(123) std(W) = sqrt(2 / fan_in) for ReLU;  (118) fan_in = in_channels x kernel area",
     _KAIMING_FIX,
     *_SHARED,
     (
@@ -141,7 +141,7 @@ _KAIMING = _mistakes(
 )
 _XAVIER = _mistakes(
     "xavier",
-    "std(W) = sqrt(1 / fan_in), or sqrt(2 / (fan_in + fan_out))",
+    "(121) std(W) = sqrt(2 / (fan_in + fan_out)), or (123) with gain 1: sqrt(1 / fan_in)",
     _XAVIER_FIX,
     *_SHARED,
     (
@@ -159,7 +159,7 @@ _XAVIER = _mistakes(
 )
 _GAUSSIAN = _mistakes(
     "gaussian",
-    "std(W) = std: 0.01 * randn has the deviation 0.01, the variance 0.0001",
+    "(120) W = std randn: 0.01 randn has the deviation 0.01 and the variance 0.0001",
     ("W = std * np.random.randn(fan_in, fan_out)", "# std is the deviation; its square is the variance"),
     (
         "std-taken-for-variance",

@@ -13,31 +13,31 @@ STARTED = tuple(f"w_{step}" for step in range(1, 5))
 RESUMED = ("w_resumed_1", "w_resumed_2")
 GROUPS = {"update": STARTED + RESUMED, "inputs": ("dw_after",)}
 
-SGD: dict[str, Step] = {"w": lambda v: v.w - v.learning_rate * v.dw}
+SGD: dict[str, Step] = {"w": lambda v: v.w - v.learning_rate * v.dw}  # (131)
 MOMENTUM: dict[str, Step] = {
-    "velocity": lambda v: v.momentum * v.velocity - v.learning_rate * v.dw,
-    "w": lambda v: v.w + v.velocity,
+    "velocity": lambda v: v.momentum * v.velocity - v.learning_rate * v.dw,  # (132)
+    "w": lambda v: v.w + v.velocity,  # (133)
 }
 NESTEROV: dict[str, Step] = {
-    "velocity": lambda v: v.momentum * v.velocity - v.learning_rate * v.dw,
-    "w": lambda v: v.w + v.momentum * v.velocity - v.learning_rate * v.dw,
+    "velocity": lambda v: v.momentum * v.velocity - v.learning_rate * v.dw,  # (132)
+    "w": lambda v: v.w + v.momentum * v.velocity - v.learning_rate * v.dw,  # (134)
 }
 ADAGRAD: dict[str, Step] = {
-    "cache": lambda v: v.cache + v.dw**2,
-    "w": lambda v: v.w - v.learning_rate * v.dw / (np.sqrt(v.cache) + v.epsilon),
+    "cache": lambda v: v.cache + v.dw**2,  # (135)
+    "w": lambda v: v.w - v.learning_rate * v.dw / (np.sqrt(v.cache) + v.epsilon),  # (137)
 }
 RMSPROP: dict[str, Step] = {
-    "cache": lambda v: v.decay_rate * v.cache + (1 - v.decay_rate) * v.dw**2,
-    "w": lambda v: v.w - v.learning_rate * v.dw / (np.sqrt(v.cache) + v.epsilon),
+    "cache": lambda v: v.decay_rate * v.cache + (1 - v.decay_rate) * v.dw**2,  # (136)
+    "w": lambda v: v.w - v.learning_rate * v.dw / (np.sqrt(v.cache) + v.epsilon),  # (137)
 }
 ADAM: dict[str, Step] = {
     "t": lambda v: v.t + 1,
     "t_used": lambda v: v.t,
-    "m": lambda v: v.beta1 * v.m + (1 - v.beta1) * v.dw,
-    "v": lambda v: v.beta2 * v.v + (1 - v.beta2) * v.dw**2,
-    "m_hat": lambda v: v.m / (1 - v.beta1**v.t_used),
-    "v_hat": lambda v: v.v / (1 - v.beta2**v.t_used),
-    "w": lambda v: v.w - v.learning_rate * v.m_hat / (np.sqrt(v.v_hat) + v.epsilon),
+    "m": lambda v: v.beta1 * v.m + (1 - v.beta1) * v.dw,  # (138)
+    "v": lambda v: v.beta2 * v.v + (1 - v.beta2) * v.dw**2,  # (139)
+    "m_hat": lambda v: v.m / (1 - v.beta1**v.t_used),  # (140)
+    "v_hat": lambda v: v.v / (1 - v.beta2**v.t_used),  # (140)
+    "w": lambda v: v.w - v.learning_rate * v.m_hat / (np.sqrt(v.v_hat) + v.epsilon),  # (141)
 }
 
 
@@ -96,14 +96,14 @@ _ADAM_FIX = (
 
 _SGD = _mistakes(
     "sgd",
-    "w <- w - lr dw",
+    "(131) w <- w - lr dw",
     _SGD_FIX,
     ("sign", "the step goes up the gradient", _UPHILL, {"w": lambda v: v.w + v.learning_rate * v.dw}),
     ("learning-rate-missing", "the learning rate is not used", _NO_EPS, {"w": lambda v: v.w - v.dw}),
 )
 _MOMENTUM = _mistakes(
     "momentum",
-    "v <- mu v - lr dw;  w <- w + v",
+    "(132) v <- mu v - lr dw;  (133) w <- w + v",
     _MOMENTUM_FIX,
     ("sign", "the step goes up the gradient", _UPHILL, {"velocity": lambda v: v.momentum * v.velocity + v.learning_rate * v.dw}),
     (
@@ -145,7 +145,7 @@ _MOMENTUM = _mistakes(
 )
 _NESTEROV = _mistakes(
     "nesterov",
-    "v <- mu v - lr dw;  w <- w + mu v - lr dw",
+    "(132) v <- mu v - lr dw;  (134) w <- w + (1 + mu) v - mu v_before, which is w + mu v - lr dw",
     _NESTEROV_FIX,
     ("is-momentum", "this is plain momentum, not Nesterov's rule", "The look-ahead is missing.", {"w": lambda v: v.w + v.velocity}),
     (
@@ -172,7 +172,7 @@ _NESTEROV = _mistakes(
 )
 _ADAGRAD = _mistakes(
     "adagrad",
-    "s <- s + dw^2;  w <- w - lr dw / (sqrt(s) + eps)",
+    "(135) s <- s + dw^2;  (137) w <- w - lr dw / (sqrt(s) + eps)",
     _ADAGRAD_FIX,
     (
         "sums-gradients",
@@ -220,7 +220,7 @@ _ADAGRAD = _mistakes(
 )
 _RMSPROP = _mistakes(
     "rmsprop",
-    "s <- rho s + (1 - rho) dw^2;  w <- w - lr dw / (sqrt(s) + eps)",
+    "(136) s <- rho s + (1 - rho) dw^2;  (137) w <- w - lr dw / (sqrt(s) + eps)",
     _RMSPROP_FIX,
     (
         "eps-inside-the-root",
@@ -269,7 +269,8 @@ _RMSPROP = _mistakes(
 )
 _ADAM = _mistakes(
     "adam",
-    "m <- b1 m + (1-b1) dw;  v <- b2 v + (1-b2) dw^2;  w <- w - lr m_hat / (sqrt(v_hat) + eps)",
+    "(138) m <- b1 m + (1-b1) dw;  (139) v <- b2 v + (1-b2) dw^2;  (140) m_hat = m/(1-b1^t), v_hat = v/(1-b2^t);  "
+    "(141) w <- w - lr m_hat / (sqrt(v_hat) + eps)",
     _ADAM_FIX,
     (
         "no-bias-correction",

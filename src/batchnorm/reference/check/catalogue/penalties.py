@@ -39,13 +39,13 @@ def compute_l1(changes: Changes, facts: Mapping[str, Any]) -> Outputs:
 
 
 def _mistake(name: str, title: str, changes: Changes, why: str) -> Mistake:
-    equation = "cost = c sum W^2 and dW = 2 c W, with the same c: lambda/(2m), lambda/2 or lambda"
+    equation = "(109) cost = c sum W^2;  (110) dW = 2 c W;  (111) one c in both: lambda/(2m), lambda/2 or lambda"
     fix = ("cost = lambd / (2 * m) * np.sum(W ** 2)  # or reg * np.sum(W ** 2)", "dW = lambd / m * W  # or 2 * reg * W")
     return Mistake(f"l2-{name}", "penalty", title, changes, equation, why, fix)
 
 
 def _mistake_l1(name: str, title: str, changes: Changes, why: str) -> Mistake:
-    equation = "cost = c sum |W| and dW = c sign(W), with the same c: lambda/m or lambda"
+    equation = "(112) cost = c sum |W|;  (113) dW = c sign(W), with the same c: lambda/m or lambda"
     fix = ("cost = lambd / m * np.sum(np.abs(W))", "dW = lambd / m * np.sign(W)")
     return Mistake(f"l1-{name}", "penalty", title, changes, equation, why, fix)
 

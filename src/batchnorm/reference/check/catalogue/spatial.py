@@ -1,4 +1,4 @@
-"""Known mistakes of the layer on images, besides those of the dense layer. Equation numbers: ``DERIVATION.md``."""
+"""Known mistakes of the layer on images, besides those of the dense layer. Equation numbers: the derivation."""
 
 from typing import Any
 
