@@ -49,7 +49,15 @@ def test_right_answers_pass(learner, functions):
 @pytest.mark.parametrize(
     ("learner", "words"),
     [
-        ("course", ["the biased variance, as the courses", "weight of the old value", "probability of dropping", "lambda/(2m)"]),
+        (
+            "course",
+            [
+                "the biased variance, as the courses",
+                "weight of the old value",
+                "probability of dropping",
+                "lambda/(2m)",
+            ],
+        ),
         ("torch_static", ["the biased variance", "gradient 2 lambda W (EECS 498)"]),
         ("numpy_layer", ["the unbiased variance, as torch does", "weight of the new batch, as in torch"]),
         ("adapter", ["weight of the new batch", "keep_prob is the probability of keeping"]),
@@ -80,9 +88,14 @@ def test_a_mistake_in_a_layer_with_state(answer):
 
 
 def test_float32_answers_are_judged_to_their_digits(answer):
-    right = edited("    N, D = x.shape\n    running_mean", "    x = x.astype(np.float32)\n    N, D = x.shape\n    running_mean")
+    right = edited(
+        "    N, D = x.shape\n    running_mean", "    x = x.astype(np.float32)\n    N, D = x.shape\n    running_mean"
+    )
     right = right.replace("dtype=x.dtype", "dtype=np.float32").replace('bn_param["eps"]', 'float(bn_param["eps"])')
-    right = right.replace("return out, cache\n\n\ndef batchnorm_backward(", "return out.astype(np.float32), cache\n\n\ndef batchnorm_backward(")
+    right = right.replace(
+        "return out, cache\n\n\ndef batchnorm_backward(",
+        "return out.astype(np.float32), cache\n\n\ndef batchnorm_backward(",
+    )
     report = check(answer(right))
     assert report.ok, str(report)
     assert "computes in float32" in str(report)
@@ -100,14 +113,23 @@ def test_two_mistakes_together(answer):
 
 
 def test_a_right_backward_of_a_wrong_forward_is_not_blamed(answer):
-    text = edited("np.mean(xmu**2, axis=0)", "np.var(x, axis=0) * 1.0").replace("sqrtvar = np.sqrt(var + eps)", "sqrtvar = np.sqrt(var + 2 * eps)")
+    text = edited("np.mean(xmu**2, axis=0)", "np.var(x, axis=0) * 1.0").replace(
+        "sqrtvar = np.sqrt(var + eps)", "sqrtvar = np.sqrt(var + 2 * eps)"
+    )
     text = text.replace("(var + eps)", "(var + 2 * eps)").split("def spatial")[0]
     kinds = {finding.function: finding.kind for finding in check(answer(text)).findings}
-    assert kinds == {"batchnorm_forward": "unknown", "batchnorm_backward": "follows", "batchnorm_backward_alt": "follows"}
+    assert kinds == {
+        "batchnorm_forward": "unknown",
+        "batchnorm_backward": "follows",
+        "batchnorm_backward_alt": "follows",
+    }
 
 
 def test_an_unknown_mistake_shows_the_first_wrong_index(answer):
-    text = edited("    return out, cache\n\n\ndef batchnorm_backward(", "    out[2, 1] += 0.25\n    return out, cache\n\n\ndef batchnorm_backward(")
+    text = edited(
+        "    return out, cache\n\n\ndef batchnorm_backward(",
+        "    out[2, 1] += 0.25\n    return out, cache\n\n\ndef batchnorm_backward(",
+    )
     report = check(answer(text.split("def batchnorm_backward")[0]))
     (finding,) = report.findings
     assert (finding.kind, finding.mistakes) == ("unknown", ())
@@ -180,7 +202,9 @@ def test_a_grandchild_does_not_keep_the_check_waiting(answer):
 
 
 def test_prints_warnings_and_input_do_not_matter(answer):
-    text = edited("    mode = bn_param", "    print('x' * 100000)\n    import warnings; warnings.warn('w')\n    mode = bn_param")
+    text = edited(
+        "    mode = bn_param", "    print('x' * 100000)\n    import warnings; warnings.warn('w')\n    mode = bn_param"
+    )
     assert check(answer(text.split("def spatial")[0])).ok
     assert "EOFError" in str(check(answer(FORWARD.format(line="input()"))))
 

@@ -63,6 +63,7 @@ def _combinations(subject):
 #: What only a declared convention can tell apart: each under one convention is the other under another.
 NEEDS_DECLARATION = {
     frozenset({"dropout-keep-drop-swapped"}),  # p right for the one is swapped for the other
+    frozenset({"batchnorm-momentum-reversed"}),
     frozenset({"batchnorm-momentum-reversed", "batchnorm-momentum-default-reversed"}),
     frozenset({"dropout-divided-by-drop-rate", "dropout-mask-swapped"}),
     frozenset({"l2-factor-2", "l2-factor-2-twice"}),
@@ -149,8 +150,9 @@ def test_the_penalties_without_a_mistake_are_the_textbook():
     names = {"lambda/2m": "half_mean", "lambda": "sum", "lambda/2": "half"}
     for convention in SUBJECTS["l2"].conventions:
         if convention.name in names:
-            options = {"convention": names[convention.name], "samples": int(probe["m"])}
-            cost, gradients = penalties.l2_penalty([probe["W"]], probe["lambd"], **options)
+            samples = int(probe["m"]) if convention.name == "lambda/2m" else None
+            weights, options = [probe["W"]], {"convention": names[convention.name], "samples": samples}
+            cost, gradients = penalties.l2_penalty(weights, probe["lambd"], **options)
             outputs = SUBJECTS["l2"].compute(convention.changes, {})
             np.testing.assert_allclose(outputs["cost"], cost, rtol=1e-13)
             np.testing.assert_allclose(outputs["dW"], gradients[0], rtol=1e-13)

@@ -43,12 +43,12 @@ def describe(error: BaseException, path: Path) -> str:
     return f"{text} (line {frames[-1].lineno}: {frames[-1].line})" if frames else text
 
 
-def seed(module: ModuleType) -> None:
+def seed() -> None:
     """Make random candidates repeatable."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # the candidate may use it
-    torch = vars(module).get("torch")
-    if hasattr(torch, "manual_seed"):
+    torch = sys.modules.get("torch")
+    if torch is not None:
         torch.manual_seed(0)
 
 
@@ -59,7 +59,9 @@ def bridges(module: ModuleType, functions: dict[str, Any], drivers: Any) -> list
         return [drivers.Numpy()]
     options = [drivers.Torch(torch), drivers.Numpy()]
     wanted = vars(module).get("CHECK", {}).get("tensors")
-    values = [vars(module).get(name) for role, value in functions.items() if role != "label" for name in names_in(value)]
+    values = [
+        vars(module).get(name) for role, value in functions.items() if role != "label" for name in names_in(value)
+    ]
     bases = [base for value in functions.values() for cls in classes_in(value) for base in cls.__mro__]
     about_torch = any(is_torch(value) for value in values + bases)
     if not about_torch and any(value is np for value in vars(module).values()):
@@ -82,10 +84,16 @@ def names_in(function: Any) -> set[str]:
 
 def classes_in(function: Any) -> list[type]:
     """Return the classes that a function has in its closure."""
-    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if isinstance(cell.cell_contents, type)]
+    return [
+        cell.cell_contents
+        for cell in getattr(function, "__closure__", None) or ()
+        if isinstance(cell.cell_contents, type)
+    ]
 
 
-def check_one(subject: str, functions: dict[str, Any], bridge: Any, job: dict[str, Any], drivers: Any, probes: Any) -> Any:
+def check_one(
+    subject: str, functions: dict[str, Any], bridge: Any, job: dict[str, Any], drivers: Any, probes: Any
+) -> Any:
     """Run a subject; return its outputs, facts, and the error that stopped it, if any."""
     outputs: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -105,7 +113,7 @@ def check_one(subject: str, functions: dict[str, Any], bridge: Any, job: dict[st
             drivers.initializer(functions, probes.initializer() | {"right": job["deviations"][subject]}, record)
         else:
             facts = drivers.penalty(functions, bridge, probes.penalty(), record)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a learner's code raises is a result
+    except (Exception, SystemExit) as error:  # whatever a learner's code raises is a result
         return outputs, facts, error
     return outputs, facts, None
 
@@ -128,8 +136,8 @@ def main(directory: Path) -> None:
     say("load")
     try:
         module = load(path, path.stem if path.stem.isidentifier() else "candidate")
-    except (Exception, SystemExit) as error:  # noqa: BLE001
-        say("failed", error=describe(error, path))
+    except (Exception, SystemExit) as stop:  # whatever a file raises is a result
+        say("failed", error=describe(stop, path))
         return
     remarks: list[str] = []
     check = vars(module).get("CHECK", {})
@@ -138,14 +146,19 @@ def main(directory: Path) -> None:
         return
     found = styles.find(module, remarks.append)
     declared = {str(key): value for key, value in check.items() if isinstance(value, str)}
-    say("found", labels={name: functions["label"] for name, functions in found.items()}, remarks=remarks, declared=declared)
+    say(
+        "found",
+        labels={name: functions["label"] for name, functions in found.items()},
+        remarks=remarks,
+        declared=declared,
+    )
     for subject, functions in found.items():
         if subject in job["done"]:
             continue
         say("start", subject=subject)
-        outputs, facts, error = {}, {}, None
+        error: BaseException | None = None
         for bridge in bridges(module, functions, drivers):
-            seed(module)
+            seed()
             outputs, facts, failed = check_one(subject, functions, bridge, job, drivers, probes)
             error = error if error and failed else failed  # the likelier form's complaint is the one to show
             if outputs or error is None:

@@ -90,9 +90,7 @@ def difference(subject: Subject, output: str, got: Any, expected: Any) -> Differ
     if not wrong.any():
         return None
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return Difference(
-        output, index, _number(got[index]), _number(expected[index]), int(wrong.sum()), expected.size
-    )
+    return Difference(output, index, _number(got[index]), _number(expected[index]), int(wrong.sum()), expected.size)
 
 
 def differences(subject: Subject, got: Outputs, expected: Outputs, names: Iterable[str]) -> tuple[Difference, ...]:
@@ -138,8 +136,10 @@ def diagnose(
         present = [name for name in names if name in got]
         if not present or (group == "digits" and not first_group_right):
             continue
-        outcomes = [(differences(subject, got, subject.compute(_merged(choice), facts), present), choice) for choice in choices]
-        wrong, choice = min(outcomes, key=lambda outcome: len(outcome[0]))
+        outcomes = [
+            (differences(subject, got, subject.compute(_merged(choice), facts), present), choice) for choice in choices
+        ]
+        wrong, _ = min(outcomes, key=lambda outcome: len(outcome[0]))
         function = backward if group == "backward" else main
         if group == "inputs" and wrong and wrong[0].output == "dout_after":
             function = backward
@@ -208,7 +208,8 @@ def _backward_of_wrong_forward(
     """Judge a backward whose forward is wrong: by the candidate's own forward, then by the catalogue."""
     own = {name: got[f"own_{name}"] for name in ("dx", "dgamma", "dbeta") if f"own_{name}" in got}
     if own and all(
-        got[name].shape == slope.shape and np.allclose(got[name], slope, rtol=0, atol=RTOL_NUMERIC * np.max(np.abs(slope)))
+        got[name].shape == slope.shape
+        and np.allclose(got[name], slope, rtol=0, atol=RTOL_NUMERIC * np.max(np.abs(slope)))
         for name, slope in own.items()
         if name in got
     ):

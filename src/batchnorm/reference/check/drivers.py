@@ -86,7 +86,9 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
     forward, backward = functions["forward"], functions.get("backward")
     give = bridge.give
 
-    def step(x: Any, mode: str, running: tuple[Any, Any], **settings: Any) -> tuple[Any, Any, tuple[Any, Any], list[Any]]:
+    def step(
+        x: Any, mode: str, running: tuple[Any, Any], **settings: Any
+    ) -> tuple[Any, Any, tuple[Any, Any], list[Any]]:
         parameters = {
             "mode": mode,
             "eps": probe["eps"],
@@ -126,7 +128,9 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
             y = several("forward", forward(give(x), give(gamma), give(beta), parameters), ("out", "cache"))[0]
             return float(np.sum(probe["dout"] * take("out", y)))
 
-        for name, slope in zip(("dx", "dgamma", "dbeta"), slopes(loss, probe["x"], probe["gamma"], probe["beta"]), strict=True):
+        for name, slope in zip(
+            ("dx", "dgamma", "dbeta"), slopes(loss, probe["x"], probe["gamma"], probe["beta"]), strict=True
+        ):
             record(f"own_{name}", slope)
     second = step(probe["x_second"], "train", (take("running_mean", running[0]), take("running_var", running[1])))[2]
     record("running_mean_second", second[0])
@@ -134,7 +138,7 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
     # Without a momentum the function's own default counts: does it keep more of the old value than it takes of the new?
     try:
         _, _, by_default, _ = step(probe["x"], "train", start, momentum=None)
-    except Exception:  # noqa: BLE001  # a function without a default is no mistake
+    except Exception:  # a function without a default is no mistake
         return
     moved = take("running_mean", by_default[0]) - start[0]
     way = np.mean(probe["x"], axis=(0, *range(2, probe["x"].ndim))) - start[0]

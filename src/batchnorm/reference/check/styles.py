@@ -58,7 +58,7 @@ Found = dict[str, dict[str, Any]]
 
 
 def find(module: ModuleType, tell: Callable[[str], None]) -> Found:
-    """Return for each subject that the file has its functions by role, and under ``label`` how they are called there."""
+    """Return for each subject in the file its functions by role, and under ``label`` what they are called."""
     declared = {key: value for key, value in vars(module).get("CHECK", {}).items() if callable(value)}
     known = {name for roles in FUNCTIONS.values() for names in roles.values() for name in names}
     unknown = sorted(set(declared) - known)
@@ -73,7 +73,7 @@ def find(module: ModuleType, tell: Callable[[str], None]) -> Found:
         if any(functions.values()):
             first = next(iter(roles))
             if functions[first] is None:
-                tell(f"{functions['backward']} is there but {roles[first][0]} is not: it makes the cache that the backward needs")
+                tell(f"{functions['backward']} is there but {roles[first][0]} is not, which makes its cache")
                 continue
             found[subject] = {role: names[name] for role, name in functions.items() if name}
             found[subject]["label"] = {role: name for role, name in functions.items() if name}
@@ -106,14 +106,16 @@ def required_arguments(function: Callable[..., Any]) -> int:
 
 def from_class(cls: Any, name: str, subject: str) -> dict[str, Any] | None:
     """Return functions in the style of the courses, from static methods with their arguments or from a layer."""
-    method = getattr(cls, "forward", None) or getattr(cls, "__call__", None)
+    method = getattr(cls, "forward", None)
     if method is None:
         return None
     arguments = [p for p in inspect.signature(method).parameters if p != "self"]
     wanted = 2 if subject == "dropout" else 4
     if len(arguments) == wanted and isinstance(inspect.getattr_static(cls, "forward", None), staticmethod):
         backward = "backward_alt" if subject == "batchnorm_alt" else "backward"
-        functions = {role: getattr(cls, attribute, None) for role, attribute in (("forward", "forward"), ("backward", backward))}
+        functions = {
+            role: getattr(cls, attribute, None) for role, attribute in (("forward", "forward"), ("backward", backward))
+        }
         if subject == "batchnorm_alt" and functions["backward"] is None:
             return None
         functions = {role: function for role, function in functions.items() if function}
@@ -138,7 +140,11 @@ def layer(cls: Any, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         one = cls(x.shape[1], **settings)
         if hasattr(one, "double"):
             one = one.double()
-        for what, value in (("gamma", gamma), ("beta", beta), *((key, bn_param[key]) for key in ("running_mean", "running_var"))):
+        for what, value in (
+            ("gamma", gamma),
+            ("beta", beta),
+            *((key, bn_param[key]) for key in ("running_mean", "running_var")),
+        ):
             put(one, name, what, value)
         training = bn_param["mode"] == "train"
         keyword = {}
@@ -163,11 +169,19 @@ def layer(cls: Any, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         one, x, out = cache
         if not hasattr(one, "backward"):  # torch's autograd is the backward
             out.backward(dout)
-            return x.grad, attribute(one, name, "gamma")[1].grad.reshape(-1), attribute(one, name, "beta")[1].grad.reshape(-1)
+            return (
+                x.grad,
+                attribute(one, name, "gamma")[1].grad.reshape(-1),
+                attribute(one, name, "beta")[1].grad.reshape(-1),
+            )
         result = one.backward(dout)
         if isinstance(result, tuple):
             return result
-        return result, np.reshape(attribute(one, name, "dgamma")[1], -1), np.reshape(attribute(one, name, "dbeta")[1], -1)
+        return (
+            result,
+            np.reshape(attribute(one, name, "dgamma")[1], -1),
+            np.reshape(attribute(one, name, "dbeta")[1], -1),
+        )
 
     return forward, backward
 

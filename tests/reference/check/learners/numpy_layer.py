@@ -1,4 +1,4 @@
-"""Right answers as layers that keep their own state; the variance is stored unbiased, momentum is the new batch's weight."""
+"""A right answer as a layer that keeps its own state, with torch's conventions."""
 
 import numpy as np
 

@@ -39,7 +39,7 @@ MISTAKES = (
         "dx treats mean and variance as constants",
         {"term_mean": lambda _: 0.0, "term_var": lambda _: 0.0},
         _DX,
-        "That is the gradient of test mode (33); in training both statistics depend on x. A forgotten detach() does it.",
+        "That is the gradient of test mode (33); in training both statistics depend on x (a stray detach() does it).",
         (
             "dx = gamma / std / m * (m * dout - dbeta - x_hat * dgamma)  # (30)",
             "# dbeta = dout.sum(axis=0), dgamma = (dout * x_hat).sum(axis=0)",
@@ -118,7 +118,10 @@ MISTAKES = (
         {"dvar": lambda v: -(v.invstd**3) * (v.dx_hat * (v.rows - v.mean)).sum(axis=0)},
         _DVAR,
         "The way through the variance counts twice.",
-        ("dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5", "# d/dv (v + eps)^(-1/2) = -1/2 (v + eps)^(-3/2)"),
+        (
+            "dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5",
+            "# d/dv (v + eps)^(-1/2) = -1/2 (v + eps)^(-3/2)",
+        ),
     ),
     _backward(
         "dvar-sign",
@@ -126,7 +129,10 @@ MISTAKES = (
         {"dvar": lambda v: 0.5 * v.invstd**3 * (v.dx_hat * (v.rows - v.mean)).sum(axis=0)},
         _DVAR,
         "1/sqrt(var) falls when var grows, so the derivative is negative.",
-        ("dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5", "dx = dx_hat / std + 2 / m * dvar * (x - mean) + dmean / m"),
+        (
+            "dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5",
+            "dx = dx_hat / std + 2 / m * dvar * (x - mean) + dmean / m",
+        ),
     ),
     _backward(
         "dmean-sign",
@@ -142,7 +148,10 @@ MISTAKES = (
         {"dvar": lambda v: -0.5 * v.invstd * (v.dx_hat * (v.rows - v.mean)).sum(axis=0)},
         _DVAR,
         "The derivative of v^(-1/2) lowers the power by one.",
-        ("dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5", "# in code: -1.5, not -0.5, in the power"),
+        (
+            "dvar = np.sum(dx_hat * (x - mean), axis=0) * -0.5 * (var + eps) ** -1.5",
+            "# in code: -1.5, not -0.5, in the power",
+        ),
     ),
     _backward(
         "dx-eps-missing",
@@ -150,7 +159,10 @@ MISTAKES = (
         {"invstd": lambda v: 1 / np.sqrt(v.var)},
         "(6)  r = 1/sqrt(var + eps), the same in the backward",
         "With eps=1e-5 no check sees it until a feature is nearly constant, and then dx explodes.",
-        ("std = np.sqrt(var + eps)  # or take it from the cache", "dx = gamma / std / m * (m * dout - dbeta - x_hat * dgamma)"),
+        (
+            "std = np.sqrt(var + eps)  # or take it from the cache",
+            "dx = gamma / std / m * (m * dout - dbeta - x_hat * dgamma)",
+        ),
     ),
     _backward(
         "dx-multiplied-by-std",

@@ -36,7 +36,7 @@ GROUPS = {
 
 def compute(changes: Changes, facts: Mapping[str, Any]) -> Outputs:
     """Return the features; ``facts`` may say that the candidate reads ``p`` as the probability of keeping."""
-    v = SimpleNamespace(**(probes.dropout() | facts))
+    v = SimpleNamespace(**(probes.dropout() | dict(facts)))
     run(STEPS, changes, v)
     return {name: getattr(v, name) for name in STEPS if name not in ("keep", "drop")}
 
@@ -49,7 +49,9 @@ CONVENTIONS = (
         {"keep": lambda v: v.p},
         "p is the probability of keeping a unit, as in CS231n; in torch and EECS 498 it is that of dropping",
     ),
-    Convention("dropout", "keep_prob", {}, "keep_prob is the probability of keeping a unit; torch's p is 1 - keep_prob"),
+    Convention(
+        "dropout", "keep_prob", {}, "keep_prob is the probability of keeping a unit; torch's p is 1 - keep_prob"
+    ),
 )
 
 _TRAIN = "(103) mask = 1 with probability keep = 1 - drop;  (104) out = x mask / keep"
@@ -57,7 +59,12 @@ _FIX = ("mask = (np.random.rand(*x.shape) < keep) / keep", "out = x * mask  # ba
 
 
 def _mistake(
-    name: str, title: str, changes: Changes, why: str, fix: tuple[str, str] = _FIX, equation: str = _TRAIN,
+    name: str,
+    title: str,
+    changes: Changes,
+    why: str,
+    fix: tuple[str, str] = _FIX,
+    equation: str = _TRAIN,
     group: str = "forward",
 ) -> Mistake:
     return Mistake(f"dropout-{name}", group, title, changes, equation, why, fix)
@@ -65,7 +72,9 @@ def _mistake(
 
 def _backward(name: str, title: str, changes: Changes, why: str) -> Mistake:
     fix = ("mask = (np.random.rand(*x.shape) < keep) / keep; cache = mask", "dx = dout * mask")
-    return _mistake(name, title, changes, why, fix, "(105) dx = dout mask / keep, with the mask of the forward", "backward")
+    return _mistake(
+        name, title, changes, why, fix, "(105) dx = dout mask / keep, with the mask of the forward", "backward"
+    )
 
 
 MISTAKES = (
@@ -191,5 +200,5 @@ SUBJECT = Subject(
     groups=GROUPS,
     mistakes=MISTAKES,
     conventions=CONVENTIONS,
-    tolerances={name: 0.03 for name in ("kept", "test_kept", "back_kept", "test_back_kept", "back_agrees")},
+    tolerances=dict.fromkeys(("kept", "test_kept", "back_kept", "test_back_kept", "back_agrees"), 0.03),
 )

@@ -18,7 +18,11 @@ TOLERANCES = {"mean": 0.03, "deviation": 0.03, "conv_deviation": 0.03}
 OUTPUTS = {"draw": ("mean", "deviation", "conv_deviation")}
 
 _SIZES: dict[str, Step] = {"area": lambda v: v.kernel**2}
-KAIMING: dict[str, Step] = _SIZES | {"gain": lambda _: np.sqrt(2.0), "fan": lambda v: v.fan_in, "std": lambda v: v.gain / np.sqrt(v.fan)}
+KAIMING: dict[str, Step] = _SIZES | {
+    "gain": lambda _: np.sqrt(2.0),
+    "fan": lambda v: v.fan_in,
+    "std": lambda v: v.gain / np.sqrt(v.fan),
+}
 XAVIER: dict[str, Step] = _SIZES | {
     "gain": lambda _: 1.0,
     "fan": lambda v: v.fan_in,
@@ -65,8 +69,12 @@ def right_deviations(name: str) -> tuple[float, float]:
     return gain / np.sqrt(probe["fan_in"]), gain / np.sqrt(probe["in_channels"] * probe["kernel"] ** 2)
 
 
-def _mistakes(prefix: str, equation: str, fix: tuple[str, str], *rows: tuple[str, str, str, Changes]) -> tuple[Mistake, ...]:
-    return tuple(Mistake(f"{prefix}-{name}", "draw", title, changes, equation, why, fix) for name, title, why, changes in rows)
+def _mistakes(
+    prefix: str, equation: str, fix: tuple[str, str], *rows: tuple[str, str, str, Changes]
+) -> tuple[Mistake, ...]:
+    return tuple(
+        Mistake(f"{prefix}-{name}", "draw", title, changes, equation, why, fix) for name, title, why, changes in rows
+    )
 
 
 _SHARED: tuple[tuple[str, str, str, Changes], ...] = (
@@ -119,8 +127,14 @@ _SHARED: tuple[tuple[str, str, str, Changes], ...] = (
         {"std": lambda _: 1.0},
     ),
 )
-_KAIMING_FIX = ("std = np.sqrt(2 / fan_in)  # convolution: fan_in = in_channels * K * K", "W = std * np.random.randn(fan_in, fan_out)")
-_XAVIER_FIX = ("std = np.sqrt(1 / fan_in)  # or np.sqrt(2 / (fan_in + fan_out))", "W = std * np.random.randn(fan_in, fan_out)")
+_KAIMING_FIX = (
+    "std = np.sqrt(2 / fan_in)  # convolution: fan_in = in_channels * K * K",
+    "W = std * np.random.randn(fan_in, fan_out)",
+)
+_XAVIER_FIX = (
+    "std = np.sqrt(1 / fan_in)  # or np.sqrt(2 / (fan_in + fan_out))",
+    "W = std * np.random.randn(fan_in, fan_out)",
+)
 _KAIMING = _mistakes(
     "kaiming",
     "(123) std(W) = sqrt(2 / fan_in) for ReLU;  (118) fan_in = in_channels x kernel area",

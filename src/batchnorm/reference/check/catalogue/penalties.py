@@ -23,7 +23,7 @@ GROUPS = {"penalty": ("cost", "dW"), "inputs": ("W_after",)}
 
 
 def _compute(steps: Mapping[str, Step], changes: Changes, facts: Mapping[str, Any]) -> Outputs:
-    v = SimpleNamespace(**(probes.penalty() | facts))
+    v = SimpleNamespace(**(probes.penalty() | dict(facts)))
     run(steps, changes, v)
     return {"cost": v.cost, "dW": v.dW, "W_after": v.W}
 
@@ -50,7 +50,9 @@ def _mistake_l1(name: str, title: str, changes: Changes, why: str) -> Mistake:
     return Mistake(f"l1-{name}", "penalty", title, changes, equation, why, fix)
 
 
-_DISAGREE = "The gradient is not that of the cost: a gradient check fails, and the strength is not the one that was set."
+_DISAGREE = (
+    "The gradient is not that of the cost: a gradient check fails, and the strength is not the one that was set."
+)
 _NO_EFFECT = "The penalty shows in the loss and changes nothing in training."
 
 _INPUT = Mistake(
@@ -63,40 +65,95 @@ _INPUT = Mistake(
     ("dW = dW + lambd / m * W", "# not W += lambd / m * W"),
 )
 MISTAKES_L2 = (
-    _mistake("factor-2", "the gradient is half of what belongs to the cost", {"dW": lambda v: v.strength * v.W},
-             "A factor 2 is missing in the gradient, or a 1/2 in the cost. " + _DISAGREE),
-    _mistake("factor-2-twice", "the gradient is twice what belongs to the cost", {"dW": lambda v: 4 * v.strength * v.W},
-             "A factor 2 too many in the gradient, or a 1/2 too many in the cost. " + _DISAGREE),
-    _mistake("gradient-m-missing", "the gradient is not divided by m, the cost is",
-             {"dW": lambda v: 2 * v.strength * v.m * v.W}, _DISAGREE),
-    _mistake("cost-m-missing", "the cost is not divided by m, the gradient is",
-             {"cost": lambda v: v.strength * v.m * np.sum(v.W**2)}, _DISAGREE),
+    _mistake(
+        "factor-2",
+        "the gradient is half of what belongs to the cost",
+        {"dW": lambda v: v.strength * v.W},
+        "A factor 2 is missing in the gradient, or a 1/2 in the cost. " + _DISAGREE,
+    ),
+    _mistake(
+        "factor-2-twice",
+        "the gradient is twice what belongs to the cost",
+        {"dW": lambda v: 4 * v.strength * v.W},
+        "A factor 2 too many in the gradient, or a 1/2 too many in the cost. " + _DISAGREE,
+    ),
+    _mistake(
+        "gradient-m-missing",
+        "the gradient is not divided by m, the cost is",
+        {"dW": lambda v: 2 * v.strength * v.m * v.W},
+        _DISAGREE,
+    ),
+    _mistake(
+        "cost-m-missing",
+        "the cost is not divided by m, the gradient is",
+        {"cost": lambda v: v.strength * v.m * np.sum(v.W**2)},
+        _DISAGREE,
+    ),
     _mistake("gradient-missing", "the gradient is 0", {"dW": lambda v: 0 * v.W}, _NO_EFFECT),
-    _mistake("gradient-sign", "the gradient has the wrong sign", {"dW": lambda v: -2 * v.strength * v.W},
-             "Weights are pushed away from 0."),
-    _mistake("gradient-of-l1", "the gradient is that of L1, sign(W)", {"dW": lambda v: 2 * v.strength * np.sign(v.W)},
-             "Cost and gradient belong to different penalties."),
-    _mistake("not-squared", "the cost sums |W| instead of W^2", {"cost": lambda v: v.strength * np.sum(np.abs(v.W))},
-             "Cost and gradient belong to different penalties."),
-    _mistake("norm-not-squared", "the cost is the norm of W, not its square",
-             {"cost": lambda v: v.strength * np.sqrt(np.sum(v.W**2))},
-             "The derivative of the norm is W/|W|; weight decay comes from the square."),
-    _mistake("square-of-sum", "the cost squares the sum instead of summing the squares",
-             {"cost": lambda v: v.strength * np.sum(v.W) ** 2}, "Weights of opposite sign cancel."),
-    _mistake("mean-instead-of-sum", "the cost is the mean of W^2 instead of the sum",
-             {"cost": lambda v: v.strength * np.mean(v.W**2)}, "The strength then depends on the size of the layer."),
+    _mistake(
+        "gradient-sign",
+        "the gradient has the wrong sign",
+        {"dW": lambda v: -2 * v.strength * v.W},
+        "Weights are pushed away from 0.",
+    ),
+    _mistake(
+        "gradient-of-l1",
+        "the gradient is that of L1, sign(W)",
+        {"dW": lambda v: 2 * v.strength * np.sign(v.W)},
+        "Cost and gradient belong to different penalties.",
+    ),
+    _mistake(
+        "not-squared",
+        "the cost sums |W| instead of W^2",
+        {"cost": lambda v: v.strength * np.sum(np.abs(v.W))},
+        "Cost and gradient belong to different penalties.",
+    ),
+    _mistake(
+        "norm-not-squared",
+        "the cost is the norm of W, not its square",
+        {"cost": lambda v: v.strength * np.sqrt(np.sum(v.W**2))},
+        "The derivative of the norm is W/|W|; weight decay comes from the square.",
+    ),
+    _mistake(
+        "square-of-sum",
+        "the cost squares the sum instead of summing the squares",
+        {"cost": lambda v: v.strength * np.sum(v.W) ** 2},
+        "Weights of opposite sign cancel.",
+    ),
+    _mistake(
+        "mean-instead-of-sum",
+        "the cost is the mean of W^2 instead of the sum",
+        {"cost": lambda v: v.strength * np.mean(v.W**2)},
+        "The strength then depends on the size of the layer.",
+    ),
     _INPUT,
 )
 MISTAKES_L1 = (
     _mistake_l1("gradient-missing", "the gradient is 0", {"dW": lambda v: 0 * v.W}, _NO_EFFECT),
-    _mistake_l1("gradient-of-l2", "the gradient is that of L2, proportional to W",
-                {"dW": lambda v: v.strength * v.W}, "Cost and gradient belong to different penalties."),
-    _mistake_l1("gradient-sign", "the gradient has the wrong sign", {"dW": lambda v: -v.strength * np.sign(v.W)},
-                "Weights are pushed away from 0."),
-    _mistake_l1("absolute-value-missing", "the cost sums W instead of |W|", {"cost": lambda v: v.strength * np.sum(v.W)},
-                "The cost has no lower bound."),
-    _mistake_l1("gradient-m-missing", "the gradient is not divided by m, the cost is",
-                {"dW": lambda v: v.strength * v.m * np.sign(v.W)}, _DISAGREE),
+    _mistake_l1(
+        "gradient-of-l2",
+        "the gradient is that of L2, proportional to W",
+        {"dW": lambda v: v.strength * v.W},
+        "Cost and gradient belong to different penalties.",
+    ),
+    _mistake_l1(
+        "gradient-sign",
+        "the gradient has the wrong sign",
+        {"dW": lambda v: -v.strength * np.sign(v.W)},
+        "Weights are pushed away from 0.",
+    ),
+    _mistake_l1(
+        "absolute-value-missing",
+        "the cost sums W instead of |W|",
+        {"cost": lambda v: v.strength * np.sum(v.W)},
+        "The cost has no lower bound.",
+    ),
+    _mistake_l1(
+        "gradient-m-missing",
+        "the gradient is not divided by m, the cost is",
+        {"dW": lambda v: v.strength * v.m * np.sign(v.W)},
+        _DISAGREE,
+    ),
     _INPUT,
 )
 
@@ -106,14 +163,26 @@ def _convention(name: str, strength: Step, note: str) -> Convention:
 
 
 CONVENTIONS_L2 = (
-    _convention("lambda/2m", lambda v: v.lambd / (2 * v.m),
-                "cost lambda/(2m) sum W^2, gradient lambda/m W; others write reg sum W^2 and 2 reg W"),
-    _convention("lambda", lambda v: v.lambd,
-                "cost lambda sum W^2, gradient 2 lambda W (EECS 498); others write lambda/(2m) sum W^2 and lambda/m W"),
-    _convention("lambda/2", lambda v: v.lambd / 2,
-                "cost lambda/2 sum W^2, gradient lambda W (CS231n); others write lambda sum W^2 and 2 lambda W"),
-    _convention("lambda/m", lambda v: v.lambd / v.m,
-                "cost lambda/m sum W^2, gradient 2 lambda/m W; others write lambda/(2m) sum W^2 and lambda/m W"),
+    _convention(
+        "lambda/2m",
+        lambda v: v.lambd / (2 * v.m),
+        "cost lambda/(2m) sum W^2, gradient lambda/m W; others write reg sum W^2 and 2 reg W",
+    ),
+    _convention(
+        "lambda",
+        lambda v: v.lambd,
+        "cost lambda sum W^2, gradient 2 lambda W (EECS 498); others write lambda/(2m) sum W^2 and lambda/m W",
+    ),
+    _convention(
+        "lambda/2",
+        lambda v: v.lambd / 2,
+        "cost lambda/2 sum W^2, gradient lambda W (CS231n); others write lambda sum W^2 and 2 lambda W",
+    ),
+    _convention(
+        "lambda/m",
+        lambda v: v.lambd / v.m,
+        "cost lambda/m sum W^2, gradient 2 lambda/m W; others write lambda/(2m) sum W^2 and lambda/m W",
+    ),
 )
 CONVENTIONS_L1 = (
     _convention("lambda/m", lambda v: v.lambd / v.m, "cost lambda/m sum |W|; others write reg sum |W|"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm.reference.check.catalogue import backward, batch_norm
+from batchnorm.reference.check.catalogue import backward, batch_norm, forward
 from batchnorm.reference.check.model import Changes, Mistake, Step, Subject, anything
 
 _ROWS = "(11) a channel is normalized over N, H and W together: one row per sample and position, m = N H W"
@@ -112,6 +112,6 @@ SUBJECT = Subject(
     name="spatial_batchnorm",
     compute=batch_norm.compute_spatial,
     groups=batch_norm.GROUPS,
-    mistakes=(*MISTAKES, *batch_norm.MISTAKES, *backward.MISTAKES),
+    mistakes=(*MISTAKES, *forward.MISTAKES, *backward.MISTAKES),
     conventions=batch_norm.CONVENTIONS,
 )
