@@ -111,8 +111,11 @@ def ask(
             new_mean, new_var = reference_statistics.update_running(
                 *map(_array, running), cache.mean, cache.var, cache.count, momentum
             )
-            answers["running_mean"] = Answer(new_mean, momentum * answers["mean"].bound)
-            answers["running_var"] = Answer(new_var, 2 * momentum * answers["var"].bound)
+            for name, former, new in zip(("mean", "var"), running, (new_mean, new_var), strict=True):
+                size = np.abs(_array(former)) + np.abs(new)
+                averaging = tol.AVERAGING_ULPS * tol.storage_eps(torch.float64) * size
+                # running_var holds the unbiased variance: at most twice the biased one.
+                answers[f"running_{name}"] = Answer(new, 2 * momentum * answers[name].bound + averaging)
     return answers
 
 

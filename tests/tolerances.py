@@ -27,6 +27,9 @@ SUM_ULPS = 8
 #: Stored statistics: the mean and variance are accumulated in the arithmetic dtype, then rounded to the buffer's.
 STATISTIC_ULPS = 4
 
+#: Averaging into a running statistic: a difference, a product and a sum in float64, whatever the buffer's dtype.
+AVERAGING_ULPS = 2
+
 #: Central differences in float64 with step h ~ eps^(1/3): the error is about eps^(2/3) of the magnitude.
 CENTRAL_DIFFERENCE = 1e-7
 

@@ -54,6 +54,7 @@ def _normalize(x: Tensor, *args: Any) -> Tensor:
 def _backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, dz, sums = registry.select(x).backward(dy, x, *args)
     dtype = _gradient_dtype(x, *args)
+    dz = x.new_empty(0) if dz is None else dz  # an operator cannot return None
     return dx, dz, sums.sum_dy_xhat.to(dtype), sums.sum_dy.to(dtype)
 
 
@@ -84,7 +85,7 @@ def _normalize_fake(x: Tensor, *_: Any) -> Tensor:
 
 def _backward_fake(_dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dweight, dbias = (x.new_empty(x.shape[1], dtype=_gradient_dtype(x, *args)) for _ in range(2))
-    return torch.empty_like(x), torch.empty_like(x), dweight, dbias
+    return torch.empty_like(x), x.new_empty(0) if args[0] is None else torch.empty_like(x), dweight, dbias
 
 
 # Derivatives.
@@ -106,8 +107,11 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, True)
         need_x, need_residual, need_weight, need_bias, *_ = ctx.needs_input_grad
-        dx, dresidual, dweight, dbias = _asked(grads, (need_x, need_residual, need_weight, need_bias))
-        return dx, dresidual, dweight, dbias, None, None
+        dx, dresidual, dweight, dbias = grads
+        if ctx.activation is None:
+            dresidual = dy
+        needed = (need_x, need_residual, need_weight, need_bias)
+        return *_asked((dx, dresidual, dweight, dbias), needed), None, None
 
 
 class _Normalize(torch.autograd.Function):
@@ -124,9 +128,10 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         grads = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, False)
-        need_x, need_residual, _, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-        dx, dresidual, dweight, dbias = _asked(grads, (need_x, need_residual, need_weight, need_bias))
-        return dx, dresidual, None, None, dweight, dbias, None, None
+        dx, dresidual, dweight, dbias = grads
+        if ctx.activation is None:
+            dresidual = dy
+        return *_asked((dx, dresidual, None, None, dweight, dbias), ctx.needs_input_grad[:6]), None, None
 
 
 class _Backward(torch.autograd.Function):
@@ -146,17 +151,19 @@ class _Backward(torch.autograd.Function):
         stored = None if ctx.batch_statistics else Statistics(mean, var)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            # Where an input was absent, or not saved because nothing depends on it, its neutral value stands in.
+            # Where a parameter is absent its neutral value stands in; an absent residual has no gradient.
             dy, x = _tracked_alias(dy), _tracked_alias(x)
-            residual = _tracked_alias(torch.zeros_like(x) if residual is None else residual)
             weight = _tracked_alias(x.new_ones(x.shape[1]) if weight is None else weight)
             bias = _tracked_alias(x.new_zeros(x.shape[1]) if bias is None else bias)
+            residual = None if residual is None else _tracked_alias(residual)
             y = composite.forward(x, residual, weight, bias, stored, ctx.eps, ctx.activation)
-            firsts = torch.autograd.grad(y, (x, residual, weight, bias), dy.to(y.dtype), create_graph=True)
-            d_dy, d_x, d_residual, d_weight, d_bias = torch.autograd.grad(
-                firsts, (dy, x, residual, weight, bias), cotangents, create_graph=create_graph, allow_unused=True
+            pairs = zip((x, residual, weight, bias), cotangents, strict=True)
+            inputs, cotangents = zip(*((t, c) for t, c in pairs if t is not None), strict=True)
+            firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
+            d_dy, d_x, *d_residual, d_weight, d_bias = torch.autograd.grad(
+                firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
             )
-        seconds = _asked((d_dy, d_x, d_residual, None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
+        seconds = _asked((d_dy, d_x, *(d_residual or [None]), None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
         return *seconds, None, None, None
 
 

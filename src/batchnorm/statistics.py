@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from batchnorm.kernels.interface import statistics_dtype
@@ -80,4 +81,4 @@ def average(running: Tensor, new: Tensor, factor: float | Tensor) -> Tensor:
     >>> average(torch.tensor([0.0]), torch.tensor([10.0]), 0.1)
     tensor([1.])
     """
-    return running.to(new.dtype) * (1 - factor) + new * factor
+    return torch.lerp(running.to(new.dtype), new, factor)

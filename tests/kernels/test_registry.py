@@ -13,11 +13,21 @@ import batchnorm
 from batchnorm.kernels import eager, registry, use_backend
 
 
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite may run with BATCHNORM_BACKEND set; these tests are about the choice itself."""
+    monkeypatch.setattr(registry, "_forced", None)
+
+
 def test_explain_names_the_backend_and_the_tensor() -> None:
-    explanation = batchnorm.explain(torch.zeros(2, 3))
+    explanation = batchnorm.explain(torch.zeros(2, 3, device="meta"))
     assert explanation.backend == "eager"
     assert not explanation.forced
-    assert str(explanation) == "(2, 3) torch.float32 on cpu: backend 'eager' (the fastest that can)"
+    assert explanation.passed_over == {"native": "it computes on CPUs; the tensor is on meta"}
+    assert str(explanation).splitlines() == [
+        "(2, 3) torch.float32 on meta: backend 'eager' (the fastest that can)",
+        "  not 'native': it computes on CPUs; the tensor is on meta",
+    ]
 
 
 def test_forced_backend_runs_and_the_former_choice_returns() -> None:
@@ -30,7 +40,7 @@ def test_forced_backend_runs_and_the_former_choice_returns() -> None:
 
 
 def test_unknown_backend_is_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match=r"one of \['eager'\]; 'cudnn' is not"), use_backend("cudnn"):
+    with pytest.raises(ValueError, match=r"one of \['native', 'eager'\]; 'cudnn' is not"), use_backend("cudnn"):
         pass
 
 
@@ -60,6 +70,6 @@ def test_environment_variable_forces_a_backend(name: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     if code:
-        assert "must be one of ['eager']; 'cudnn' is not. Set BATCHNORM_BACKEND" in done.stderr
+        assert "must be one of ['native', 'eager']; 'cudnn' is not. Set BATCHNORM_BACKEND" in done.stderr
     else:
         assert done.stdout == "ran\n"

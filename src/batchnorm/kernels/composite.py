@@ -14,7 +14,7 @@ from batchnorm.kernels.interface import Statistics, channel_shape, reduced_dims,
 
 def forward(
     x: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     stored: Statistics | None,
@@ -26,7 +26,7 @@ def forward(
     Parameters
     ----------
     x, residual : Tensor of shape (N, C, *)
-        Any floating dtype.
+        Any floating dtype; ``residual`` may be None.
     weight, bias : Tensor of shape (C,)
         Affine parameters.
     stored : Statistics or None
@@ -42,12 +42,14 @@ def forward(
         Shape of ``x``, in the dtype of statistics.
     """
     wide, shape, dims = statistics_dtype(x.device), channel_shape(x), reduced_dims(x)
-    x, residual, weight, bias = x.to(wide), residual.to(wide), weight.to(wide).view(shape), bias.to(wide).view(shape)
+    x, weight, bias = x.to(wide), weight.to(wide).view(shape), bias.to(wide).view(shape)
     if stored is None:
         centred = x - x.mean(dims, keepdim=True)
         var = centred.square().mean(dims, keepdim=True)
     else:
         centred = x - stored.mean.view(shape)
         var = stored.var.view(shape)
-    z = centred * (var + eps).rsqrt() * weight + bias + residual
+    z = centred * (var + eps).rsqrt() * weight + bias
+    if residual is not None:
+        z = z + residual.to(wide)
     return z if activation is None else ACTIVATIONS[activation].function(z)

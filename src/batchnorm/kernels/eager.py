@@ -88,12 +88,12 @@ def apply(
     activation: str | None,
     sums: Sums,
     count: int,
-) -> tuple[Tensor, Tensor]:
-    """Return dx and dz, given the sums over all ``count`` values per channel that share the statistics."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
     x_hat = _x_hat(x, mean, var, eps)
     dz = _dz(dy, x_hat, residual, weight, bias, activation)
     dx = _dx(dz, x_hat, sums, count).mul_(_scale(var, weight, eps, x_hat))
-    return dx.to(x.dtype), _laid_out(dz, x)
+    return dx.to(x.dtype), None if residual is None else _laid_out(dz, x)
 
 
 def backward(
@@ -107,13 +107,14 @@ def backward(
     eps: float,
     activation: str | None,
     batch_statistics: bool,
-) -> tuple[Tensor, Tensor, Sums]:
-    """Return dx, dz and the sums; ``batch_statistics`` says that ``mean`` and ``var`` are those of ``x``."""
+) -> tuple[Tensor, Tensor | None, Sums]:
+    """Return dx, dz (None without a residual) and the sums; ``batch_statistics``: mean and var are those of ``x``."""
     x_hat = _x_hat(x, mean, var, eps)
     dz = _dz(dy, x_hat, residual, weight, bias, activation)
     sums = _sums(dz, x_hat)
     dx = _dx(dz, x_hat, sums, values_per_channel(x)) if batch_statistics else torch.empty_like(x_hat).copy_(dz)
-    return dx.mul_(_scale(var, weight, eps, x_hat)).to(x.dtype), _laid_out(dz, x), sums
+    dx = dx.mul_(_scale(var, weight, eps, x_hat)).to(x.dtype)
+    return dx, None if residual is None else _laid_out(dz, x), sums
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.

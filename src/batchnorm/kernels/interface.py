@@ -104,8 +104,8 @@ class Kernels(Protocol):
         activation: str | None,
         sums: Sums,
         count: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return dx and dz, given the sums over all ``count`` values per channel that share the statistics."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
 
     def backward(
         self,
@@ -119,8 +119,8 @@ class Kernels(Protocol):
         eps: float,
         activation: str | None,
         batch_statistics: bool,
-    ) -> tuple[Tensor, Tensor, Sums]:
-        """Return dx, dz and the sums; ``batch_statistics`` says that ``mean`` and ``var`` are those of ``x``."""
+    ) -> tuple[Tensor, Tensor | None, Sums]:
+        """Return dx, dz (None without a residual) and sums; ``batch_statistics``: mean and var are those of ``x``."""
 
 
 def channel_shape(x: Tensor) -> list[int]:

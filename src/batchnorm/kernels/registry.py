@@ -14,7 +14,7 @@ from torch import Tensor
 from batchnorm.kernels.interface import Kernels
 
 #: Backends, fastest first; each is a module of this package, imported when it is first looked at.
-BACKENDS = ("eager",)
+BACKENDS = ("native", "eager")
 
 _forced: str | None = os.environ.get("BATCHNORM_BACKEND") or None
 _loaded: dict[str, Kernels] = {}
@@ -93,7 +93,7 @@ def explain(x: Tensor) -> Explanation:
     --------
     >>> import torch, batchnorm
     >>> print(batchnorm.explain(torch.zeros(8, 3, 4, 4)))
-    (8, 3, 4, 4) torch.float32 on cpu: backend 'eager' (the fastest that can)
+    (8, 3, 4, 4) torch.float32 on cpu: backend 'native' (the fastest that can)
     """
     if _forced is not None:
         _require_able(_forced, x)

@@ -1,0 +1,262 @@
+// (N, C, *S) with contiguous planes of S values. A channel is a task; its second pass finds it in cache. With few
+// channels, each is cut into parts by the shape alone, and the parts' statistics are merged in their order: results do
+// not depend on the number of threads.
+//
+// Accuracy: pieces of at most kPiece values are summed in the arithmetic's lanes, centred by their own mean before
+// squaring, and merged in float64.
+
+namespace batchnorm::BATCHNORM_TARGET {
+namespace {
+
+constexpr int64_t kPiece = 2048;         // values whose sums one lane-wise accumulator takes: 8 KB of float32, half of L1
+constexpr int64_t kEnoughChannels = 32;  // tasks that keep the threads of a large machine busy
+
+template <class T, bool has_residual, Fused fused>
+class Planes {
+  using F = Arithmetic<T>;
+  using V = Vec<F>;
+
+ public:
+  explicit Planes(const Call& call)
+      : call_(call),
+        channels_(call.shape.channels),
+        inner_(call.shape.inner),
+        planes_per_piece_(at_least(kPiece / at_least(inner_, 1), 1)),
+        pieces_per_plane_(inner_ > kPiece ? divide_up(inner_, kPiece) : 1),
+        pieces_(inner_ > kPiece ? call.shape.outer * pieces_per_plane_ : divide_up(call.shape.outer, planes_per_piece_)),
+        parts_(channels_ >= kEnoughChannels ? 1 : at_most(pieces_, divide_up(kEnoughChannels, channels_))),
+        activate_{call.activation} {}
+
+  void collect(Input x, double* mean, double* var) const {
+    Scratch<Moments> parts(channels_ * parts_);
+    for_each_task(call_, channels_ * parts_, false, [&](int64_t task) { *(parts + task) = moments(x, task); });
+    for (int64_t c = 0; c < channels_; ++c) merge_parts(x, c, parts + c * parts_, mean + c, var + c);
+  }
+
+  void normalize(Input x, Input residual, const double* mean, const double* var, Output y) const {
+    for_each_task(call_, channels_ * parts_, false, [&](int64_t task) {
+      normalize_part(x, residual, Channel<F>(call_, task / parts_, mean[task / parts_], var[task / parts_]), task, y);
+    });
+  }
+
+  void forward(Input x, Input residual, double* mean, double* var, Output y) const {
+    if (parts_ > 1) {
+      collect(x, mean, var);
+      normalize(x, residual, mean, var, y);
+      return;
+    }
+    for_each_task(call_, channels_, false, [&](int64_t c) {
+      const Moments whole = moments(x, c);
+      merge_parts(x, c, &whole, mean + c, var + c);
+      normalize_part(x, residual, Channel<F>(call_, c, mean[c], var[c]), c, y);
+    });
+  }
+
+  void reduce(Input dy, Input x, Input residual, const double* mean, const double* var, double* sum_dy,
+              double* sum_dy_xhat) const {
+    Scratch<double> parts(2 * channels_ * parts_);
+    for_each_task(call_, channels_ * parts_, false, [&](int64_t task) {
+      const int64_t c = task / parts_;
+      reduce_part(dy, x, residual, Channel<F>(call_, c, mean[c], var[c]), task, parts + 2 * task);
+    });
+    for (int64_t c = 0; c < channels_; ++c) {
+      sum_dy[c] = sum_dy_xhat[c] = 0;
+      for (int64_t part = 0; part < parts_; ++part) {
+        const double* sums = parts + 2 * (c * parts_ + part);
+        sum_dy[c] += sums[0];
+        sum_dy_xhat[c] += sums[1];
+      }
+    }
+  }
+
+  template <bool batch_statistics>
+  void apply(Input dy, Input x, Input residual, const double* mean, const double* var, const double* sum_dy,
+             const double* sum_dy_xhat, double count, Output dx, Output dz) const {
+    for_each_task(call_, channels_ * parts_, true, [&](int64_t task) {
+      const int64_t c = task / parts_;
+      const Channel<F> channel(call_, c, mean[c], var[c]);
+      apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sum_dy[c], sum_dy_xhat[c], count),
+                                   task, dx, dz);
+    });
+  }
+
+  template <bool batch_statistics>
+  void backward(Input dy, Input x, Input residual, const double* mean, const double* var, double* sum_dy,
+                double* sum_dy_xhat, Output dx, Output dz) const {
+    const auto count = static_cast<double>(call_.shape.outer * inner_);
+    if (parts_ > 1) {
+      reduce(dy, x, residual, mean, var, sum_dy, sum_dy_xhat);
+      apply<batch_statistics>(dy, x, residual, mean, var, sum_dy, sum_dy_xhat, count, dx, dz);
+      return;
+    }
+    for_each_task(call_, channels_, false, [&](int64_t c) {
+      const Channel<F> channel(call_, c, mean[c], var[c]);
+      double sums[2];
+      reduce_part(dy, x, residual, channel, c, sums);
+      sum_dy[c] = sums[0];
+      sum_dy_xhat[c] = sums[1];
+      apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sums[0], sums[1], count), c, dx,
+                                   dz);
+    });
+  }
+
+ private:
+  static constexpr int U = 4;  // accumulators: an addition takes four cycles
+
+  static const T* at(Input t, int64_t n, int64_t c) {
+    return static_cast<const T*>(t.data) + n * t.outer_stride + c * t.channel_stride;
+  }
+  static T* at(Output t, int64_t n, int64_t c) {
+    return static_cast<T*>(t.data) + n * t.outer_stride + c * t.channel_stride;
+  }
+
+  // Call body(first plane, last plane, first value, number of values) for the pieces of a task.
+  template <class Body>
+  void for_each_piece(int64_t task, bool backwards, Body body) const {
+    const int64_t part = task % parts_;
+    const int64_t begin = pieces_ * part / parts_, end = pieces_ * (part + 1) / parts_;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t piece = backwards ? begin + end - 1 - i : i;
+      if (inner_ > kPiece) {
+        const int64_t n = piece / pieces_per_plane_, first = piece % pieces_per_plane_ * kPiece;
+        body(n, n + 1, first, at_most(kPiece, inner_ - first));
+      } else {
+        const int64_t n = piece * planes_per_piece_;
+        body(n, at_most(n + planes_per_piece_, call_.shape.outer), 0, inner_);
+      }
+    }
+  }
+
+  // Means are kept relative to the channel's first value: they are then small where the data are close together, and
+  // merging them loses nothing.
+  static double origin(Input x, int64_t c) { return value_at(at(x, 0, c)); }
+
+  Moments moments(Input x, int64_t task) const {
+    const int64_t c = task / parts_;
+    const double zero = origin(x, c);
+    Moments all;
+    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      const auto count = static_cast<double>((n1 - n0) * length);
+      V sum[U] = {};
+      for (int64_t n = n0; n < n1; ++n) {
+        const T* p = at(x, n, c) + first;
+        sweep<F, U>(length, [&](int64_t i, int u, auto lanes) { sum[u] += load(p + i, lanes); });
+      }
+      const F centre = static_cast<F>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / count);
+      V deviation[U] = {}, square[U] = {};
+      for (int64_t n = n0; n < n1; ++n) {
+        const T* p = at(x, n, c) + first;
+        sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+          const V d = keep<F>(load(p + i, lanes) - centre, lanes);
+          deviation[u] += d;
+          square[u] += d * d;
+        });
+      }
+      const double d = sum_lanes((deviation[0] + deviation[1]) + (deviation[2] + deviation[3]));
+      const double s = sum_lanes((square[0] + square[1]) + (square[2] + square[3]));
+      all.merge({count, (static_cast<double>(centre) - zero) + d / count, s - d * (d / count)});
+    });
+    return __builtin_isfinite(all.m2) ? all : moments_in_float64(x, task);
+  }
+
+  Moments moments_in_float64(Input x, int64_t task) const {
+    const int64_t c = task / parts_;
+    const double zero = origin(x, c);
+    Moments all;
+    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      Moments piece;
+      piece.count = static_cast<double>((n1 - n0) * length);
+      for (int64_t n = n0; n < n1; ++n)
+        for (int64_t i = 0; i < length; ++i) piece.mean += value_at(at(x, n, c) + first + i) - zero;
+      piece.mean /= piece.count;
+      for (int64_t n = n0; n < n1; ++n)
+        for (int64_t i = 0; i < length; ++i) {
+          const double d = (value_at(at(x, n, c) + first + i) - zero) - piece.mean;
+          piece.m2 += d * d;
+        }
+      all.merge(piece);
+    });
+    return all;
+  }
+
+  void merge_parts(Input x, int64_t c, const Moments* parts, double* mean, double* var) const {
+    Moments all = parts[0];
+    for (int64_t part = 1; part < parts_; ++part) all.merge(parts[part]);
+    *mean = origin(x, c) + all.mean;
+    *var = all.m2 / all.count;
+  }
+
+  void normalize_part(Input x, Input residual, const Channel<F>& channel, int64_t task, Output y) const {
+    const int64_t c = task / parts_;
+    for_each_piece(task, true, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      for (int64_t n = n0; n < n1; ++n) {
+        const T* px = at(x, n, c) + first;
+        const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
+        T* py = at(y, n, c) + first;
+        sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
+          V z = (load(px + i, lanes) - channel.mean) * channel.scale + channel.shift;
+          if constexpr (has_residual) z += load(pr + i, lanes);
+          store(py + i, activate_(z), lanes);
+        });
+      }
+    });
+  }
+
+  void reduce_part(Input dy, Input x, Input residual, const Channel<F>& channel, int64_t task, double* sums) const {
+    const int64_t c = task / parts_;
+    sums[0] = sums[1] = 0;
+    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      V sum[U] = {}, sum_x_hat[U] = {};
+      for (int64_t n = n0; n < n1; ++n) {
+        const T* pd = at(dy, n, c) + first;
+        const T* px = at(x, n, c) + first;
+        const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
+        sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+          const V centred = load(px + i, lanes) - channel.mean;
+          V z = centred * channel.scale + channel.shift;
+          if constexpr (has_residual) z += load(pr + i, lanes);
+          const V dz = keep<F>(activate_.backward(load(pd + i, lanes), z), lanes);
+          sum[u] += dz;
+          sum_x_hat[u] += dz * (centred * channel.invstd + channel.x_hat_shift);
+        });
+      }
+      sums[0] += sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      sums[1] += sum_lanes((sum_x_hat[0] + sum_x_hat[1]) + (sum_x_hat[2] + sum_x_hat[3]));
+    });
+  }
+
+  template <bool batch_statistics>
+  void apply_part(Input dy, Input x, Input residual, const Channel<F>& channel, const Correction<F>& correction,
+                  int64_t task, Output dx, Output dz) const {
+    const int64_t c = task / parts_;
+    for_each_piece(task, true, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      for (int64_t n = n0; n < n1; ++n) {
+        const T* pd = at(dy, n, c) + first;
+        const T* px = at(x, n, c) + first;
+        const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
+        T* pdx = at(dx, n, c) + first;
+        T* pdz = dz.data == nullptr ? nullptr : at(dz, n, c) + first;
+        sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
+          const V centred = load(px + i, lanes) - channel.mean;
+          V z = centred * channel.scale + channel.shift;
+          if constexpr (has_residual) z += load(pr + i, lanes);
+          const V d = activate_.backward(load(pd + i, lanes), z);
+          if (pdz != nullptr) store(pdz + i, d, lanes);
+          V r = d * channel.scale;
+          if constexpr (batch_statistics) {
+            const V x_hat = centred * channel.invstd + channel.x_hat_shift;
+            r += x_hat * correction.of_x_hat + correction.constant;
+          }
+          store(pdx + i, r, lanes);
+        });
+      }
+    });
+  }
+
+  const Call& call_;
+  int64_t channels_, inner_, planes_per_piece_, pieces_per_plane_, pieces_, parts_;
+  Activate<F, fused> activate_;
+};
+
+}  // namespace
+}  // namespace batchnorm::BATCHNORM_TARGET

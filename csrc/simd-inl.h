@@ -1,0 +1,226 @@
+// Vectors of one target: loads and stores of the four storage types, tails, reductions.
+// Compiled once per target, inside its namespace; nothing from the standard library may be instantiated here, or the
+// linker could hand one target's code to another.
+
+namespace batchnorm::BATCHNORM_TARGET {
+namespace {
+
+// clang-format off
+template <class F> struct LanesOf;
+template <> struct LanesOf<float> {
+  static constexpr int count = BATCHNORM_WIDTH / 4;
+  using Vector = float __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Mask = int32_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Bits = uint32_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+};
+template <> struct LanesOf<double> {
+  static constexpr int count = BATCHNORM_WIDTH / 8;
+  using Vector = double __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Mask = int64_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Bits = uint64_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+};
+// clang-format on
+template <class F>
+using Vec = typename LanesOf<F>::Vector;
+template <class F>
+constexpr int kLanes = LanesOf<F>::count;
+
+using Half = uint16_t __attribute__((vector_size(BATCHNORM_WIDTH / 2)));  // as many as there are floats
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// The type of arithmetic on values stored as T.
+template <class T>
+struct ArithmeticOf {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using type = double;
+};
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+// How many lanes of a vector hold values: all, or the first n.
+struct Whole {};
+
+template <class F>
+inline Vec<F> splat(F value) {
+  return value - Vec<F>{};
+}
+
+template <class F>
+inline typename LanesOf<F>::Mask first_lanes(int n) {
+  typename LanesOf<F>::Mask index;
+  for (int i = 0; i < kLanes<F>; ++i) index[i] = i;
+  return index < n;
+}
+
+template <class F>
+inline Vec<F> keep(Vec<F> v, Whole) {
+  return v;
+}
+template <class F>
+inline Vec<F> keep(Vec<F> v, int n) {
+  return first_lanes<F>(n) ? v : Vec<F>{};
+}
+
+template <class V, class T>
+inline V load_bits(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V, class T>
+inline V load_bits(const T* p, int n) {
+  T lanes[sizeof(V) / sizeof(T)] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load_bits<V>(lanes);
+}
+template <class V, class T>
+inline void store_bits(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+template <class V, class T>
+inline void store_bits(T* p, V v, int n) {
+  T lanes[sizeof(V) / sizeof(T)];
+  store_bits(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && BATCHNORM_WIDTH == 64
+template <>
+inline Vec<float> load_bits<Vec<float>>(const float* p, int n) {
+  return reinterpret_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p));
+}
+template <>
+inline void store_bits(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), reinterpret_cast<__m512>(v));
+}
+template <>
+inline Half load_bits<Half>(const uint16_t* p, int n) {
+  return reinterpret_cast<Half>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1u), p));
+}
+template <>
+inline void store_bits(uint16_t* p, Half v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1u), reinterpret_cast<__m256i>(v));
+}
+#endif
+
+inline Vec<float> widen(Half h, BFloat16) {
+  using Bits = LanesOf<float>::Bits;
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(h, Bits) << 16);
+}
+
+// Round to nearest, ties to even; a NaN stays a (quiet) NaN.
+inline Half narrow(Vec<float> v, BFloat16) {
+  using Bits = LanesOf<float>::Bits;
+  const Bits u = reinterpret_cast<Bits>(v);
+  const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Bits nan = (u >> 16) | 0x40u;
+  return __builtin_convertvector(v == v ? rounded : nan, Half);
+}
+
+#if defined(__F16C__) && BATCHNORM_WIDTH == 64
+inline Vec<float> widen(Half h, Float16) {
+  return reinterpret_cast<Vec<float>>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(h)));
+}
+inline Half narrow(Vec<float> v, Float16) {
+  return reinterpret_cast<Half>(_mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__) && BATCHNORM_WIDTH == 32
+inline Vec<float> widen(Half h, Float16) {
+  return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(h)));
+}
+inline Half narrow(Vec<float> v, Float16) {
+  return reinterpret_cast<Half>(_mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// Exact: the exponent is moved by a product with a power of two, which also makes subnormals right.
+inline Vec<float> widen(Half h, Float16) {
+  using Bits = LanesOf<float>::Bits;
+  const Bits u = __builtin_convertvector(h, Bits);
+  const Vec<float> magnitude = reinterpret_cast<Vec<float>>((u & 0x7fffu) << 13) * 0x1p112f;
+  const Bits special = reinterpret_cast<Bits>(magnitude) | 0x7f800000u;  // infinities and NaN
+  const Bits bits = (u & 0x7c00u) == 0x7c00u ? special : reinterpret_cast<Bits>(magnitude);
+  return reinterpret_cast<Vec<float>>(bits | ((u & 0x8000u) << 16));
+}
+// Round to nearest, ties to even, by adding a number whose last digit is that of the result.
+inline Half narrow(Vec<float> v, Float16) {
+  using Bits = LanesOf<float>::Bits;
+  const Bits u = reinterpret_cast<Bits>(v);
+  const Bits sign = (u >> 16) & 0x8000u;
+  const Bits a = u & 0x7fffffffu;
+  const Bits normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+  const Vec<float> shifted = reinterpret_cast<Vec<float>>(a) + 0.5f;  // 0.5 has the ulp of a half subnormal
+  const Bits subnormal = reinterpret_cast<Bits>(shifted) - 0x3f000000u;
+  const Bits infinite = Bits{} + 0x7c00u;
+  const Bits nan = Bits{} + 0x7e00u;
+  Bits r = a < 0x38800000u ? subnormal : normal;
+  r = a >= 0x477ff000u ? infinite : r;
+  r = a > 0x7f800000u ? nan : r;
+  return __builtin_convertvector(r | sign, Half);
+}
+#endif
+
+template <class Count>
+inline Vec<float> load(const float* p, Count count) {
+  if constexpr (__is_same(Count, Whole)) return load_bits<Vec<float>>(p);
+  else return load_bits<Vec<float>>(p, count);
+}
+template <class Count>
+inline Vec<double> load(const double* p, Count count) {
+  if constexpr (__is_same(Count, Whole)) return load_bits<Vec<double>>(p);
+  else return load_bits<Vec<double>>(p, count);
+}
+template <class T, class Count>
+inline Vec<float> load(const T* p, Count count) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(p);
+  if constexpr (__is_same(Count, Whole)) return widen(load_bits<Half>(bits), T{});
+  else return widen(load_bits<Half>(bits, count), T{});
+}
+template <class Count>
+inline void store(float* p, Vec<float> v, Count count) {
+  if constexpr (__is_same(Count, Whole)) store_bits(p, v);
+  else store_bits(p, v, count);
+}
+template <class Count>
+inline void store(double* p, Vec<double> v, Count count) {
+  if constexpr (__is_same(Count, Whole)) store_bits(p, v);
+  else store_bits(p, v, count);
+}
+template <class T, class Count>
+inline void store(T* p, Vec<float> v, Count count) {
+  auto* bits = reinterpret_cast<uint16_t*>(p);
+  if constexpr (__is_same(Count, Whole)) store_bits(bits, narrow(v, T{}));
+  else store_bits(bits, narrow(v, T{}), count);
+}
+
+// The sum of all lanes, in float64 and in a fixed order.
+template <class V>
+inline double sum_lanes(V v) {
+  double sum = 0;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum += static_cast<double>(v[i]);
+  return sum;
+}
+
+// Call body(i, u, count) for every vector of a line of `length` values; u < U tells accumulators apart, which hides the
+// latency of an addition (four cycles on the processors that this was measured on).
+template <class F, int U, class Body>
+inline void sweep(int64_t length, Body body) {
+  constexpr int L = kLanes<F>;
+  int64_t i = 0;
+  for (; i + U * L <= length; i += U * L) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) body(i + u * L, u, Whole{});
+  }
+  for (; i + L <= length; i += L) body(i, 0, Whole{});
+  if (i < length) body(i, 0, static_cast<int>(length - i));
+}
+
+}  // namespace
+}  // namespace batchnorm::BATCHNORM_TARGET

@@ -1,0 +1,3 @@
+#define BATCHNORM_TARGET avx2
+#define BATCHNORM_WIDTH 32
+#include "target-inl.h"

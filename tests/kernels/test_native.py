@@ -1,0 +1,166 @@
+"""The compiled kernels: every target, any number of threads, layouts read in place, recycled memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import batchnorm
+import regimes
+from batchnorm.functional import batch_norm
+from batchnorm.kernels import native, use_backend
+from cases import Case, check
+
+pytestmark = pytest.mark.skipif(
+    native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
+)
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param not in native.targets():
+        pytest.skip(f"this processor does not run {request.param}")
+    former = native.target()
+    native.set_target(request.param)
+    with use_backend("native"):
+        yield request.param
+    native.set_target(former)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_every_target_in_every_regime(target: str, layout: str, dtype: torch.dtype) -> None:
+    for values in regimes.VALUES:
+        if dtype == torch.float16 and values in regimes.NEEDS_WIDE_RANGE:
+            continue
+        for shape in regimes.SHAPES.values():
+            check(Case(values, shape, layout, dtype))
+            check(Case(values, shape, layout, dtype, activation="relu", residual=True, training=False))
+
+
+@pytest.mark.parametrize("layout", regimes.LAYOUTS)
+@pytest.mark.parametrize("activation", regimes.ACTIVATIONS)
+def test_every_target_with_every_activation_and_layout(target: str, layout: str, activation: str | None) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for residual in (False, True):
+            check(Case(shape=(3, 35, 5, 7), layout=layout, dtype=dtype, activation=activation, residual=residual))
+
+
+#: Few and many channels, pieces of planes and planes in pieces, few and many rows; all above the size for one thread.
+THREADED = [(8, 3, 64, 64), (2, 1, 300, 301), (16, 40, 9, 9), (64, 64, 7, 7), (1000, 100), (40000, 3)]
+
+
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_for_any_number_of_threads(
+    target: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    inputs = Case("mean_1e4", shape, layout, dtype, residual=True).inputs()
+    former = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5, 8, 1):
+            torch.set_num_threads(threads)
+            x, residual, weight, bias = (
+                inputs[n].detach().requires_grad_() for n in ("x", "residual", "weight", "bias")
+            )
+            mean, var = inputs["running_mean"].clone(), inputs["running_var"].clone()
+            y = batch_norm(x, mean, var, weight, bias, True, activation="relu", residual=residual)
+            results.append([y, *torch.autograd.grad(y, (x, residual, weight, bias), inputs["dy"]), mean, var])
+    finally:
+        torch.set_num_threads(former)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(300, 3, 33, 35), (5, 2, 3, 70, 70), (4000, 33), (300, 64, 6, 6)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_large_against_the_reference(shape: tuple[int, ...], layout: str) -> None:
+    """Large enough for several parts, several threads and recycled memory."""
+    with use_backend("native"):
+        check(Case("mean_1e5", shape, layout, activation="relu", residual=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "rows"),
+    [
+        (torch.empty(4, 6, 5, 5), False),
+        (torch.empty(8, 12, 5, 5)[::2, 3:9], False),
+        (torch.empty(6, 4, 5, 5).transpose(0, 1), False),
+        (torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last), True),
+        (torch.empty(4, 5, 5, 12)[..., 3:9].movedim(-1, 1), True),
+        (torch.empty(40, 12)[:, :6], True),
+        (torch.empty(4, 6, 1, 1), True),
+        (torch.empty(4, 1, 5, 5), False),
+    ],
+)
+def test_layouts_read_in_place(x: torch.Tensor, rows: bool) -> None:
+    plan = native._plan(x.shape, x.stride(), x.dtype)
+    assert plan is not None
+    assert plan.layout[0] is rows
+
+
+@pytest.mark.parametrize(
+    "x", [torch.empty(4, 6, 5, 9)[..., 2:7], torch.empty(4, 6, 1).expand(4, 6, 25), torch.empty(1, 6).expand(9, 6)]
+)
+def test_layouts_that_are_copied_once(x: torch.Tensor) -> None:
+    assert native._plan(x.shape, x.stride(), x.dtype) is None
+    x = torch.randn(x.shape[:2] + (1,) * (x.dim() - 2)).expand(x.shape)
+    with use_backend("native"):
+        y = batch_norm(x, None, None, training=True)
+    with use_backend("eager"):
+        torch.testing.assert_close(y, batch_norm(x, None, None, training=True))
+
+
+def test_recycled_memory_is_written_whole_and_never_shared_by_two_tensors() -> None:
+    x = torch.randn(32, 16, 32, 32)  # 2 MB
+    with use_backend("native"):
+        expected = batch_norm(x, None, None, training=True)
+        held = [batch_norm(x, None, None, training=True) for _ in range(3)]
+        assert len({t.data_ptr() for t in [expected, *held]}) == 4
+        for t in held:
+            t.fill_(torch.nan)
+        addresses = {t.data_ptr() for t in held}
+        del held, t
+        again = [batch_norm(x, None, None, training=True) for _ in range(3)]
+    assert {t.data_ptr() for t in again} == addresses
+    for t in again:
+        assert torch.equal(t, expected)
+    copied = again[0].clone()
+    again[0].add_(1)
+    assert torch.equal(again[1], copied)
+
+
+def test_results_outlive_the_layer_and_may_be_resized_or_viewed() -> None:
+    y = batchnorm.BatchNorm2d(16)(torch.randn(32, 16, 32, 32)).detach()
+    flat = y.view(-1)[5:]
+    del y
+    torch.testing.assert_close(flat.mean(), torch.zeros(()), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "code"), [("baseline", 0), ("sse9", 1)])
+def test_environment_variable_forces_a_target(name: str, code: int) -> None:
+    program = "from batchnorm.kernels import native; print(native.target())"
+    environment = {**os.environ, "BATCHNORM_TARGET": name}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "a target must be one that this processor runs" in done.stderr
+        assert "got 'sse9'" in done.stderr
+    else:
+        assert done.stdout == "baseline\n"
+
+
+def test_without_compiled_kernels_eager_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_missing", "this installation has no compiled kernels", raising=False)
+    explanation = batchnorm.explain(torch.zeros(2, 3))
+    assert explanation.backend == "eager"
+    assert explanation.passed_over == {"native": "this installation has no compiled kernels"}
+    assert native.targets() == []
