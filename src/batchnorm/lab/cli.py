@@ -22,13 +22,13 @@ from batchnorm.lab.errors import LabError
 if TYPE_CHECKING:
     from batchnorm.lab.report import Report
 
-DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+DONE, MISTAKE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
 
-`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
-input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from
-what was recorded."""
+`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1
+`check` found something wrong; 2 bad input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted
+by Ctrl-C, and the report made from what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,24 @@ class ReportConfig:
     """Run directory, finished or not."""
 
 
+@dataclass(frozen=True)
+class CheckConfig:
+    """Run your own batch normalization, dropout, update rule, initialiser or penalty, and name the mistakes in it.
+
+    The files are run, each in a process of its own. ``docs/guides/checker.md`` says which functions are recognised, and
+    how to name others.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Python files."""
+    timeout: float = 20.0
+    """Seconds that loading a file, and each of its functions, may take."""
+
+
 Command = (
-    Annotated[CompareConfig, tyro.conf.subcommand("compare")] | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[CheckConfig, tyro.conf.subcommand("check")]
 )
 
 
@@ -55,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+        Exit code: 0 done; 1 a check found something wrong; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -65,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _parse(arguments or ["--help"])
         if command is None:
             return DONE
+        if isinstance(command, CheckConfig):
+            return _check(command)
         return _report(command) if isinstance(command, ReportConfig) else _compare(command)
     except LabError as error:
         sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
@@ -122,6 +140,21 @@ def _report(config: ReportConfig) -> int:
     return DONE
 
 
+def _check(config: CheckConfig) -> int:
+    from batchnorm.reference.check import check
+
+    if not config.files:
+        raise LabError("check needs at least one Python file. Try batchnorm check my_layers.py")
+    try:
+        reports = [check(path, timeout=config.timeout) for path in config.files]
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    _say("\n\n".join(map(str, reports)))
+    if any(report.failure for report in reports):
+        return BAD_INPUT
+    return DONE if all(report.ok for report in reports) else MISTAKE
+
+
 def command_line(config: CompareConfig) -> str:
     """Write the command that repeats a comparison, with every setting, so that it outlives a change of defaults.
 
@@ -143,7 +176,7 @@ def command_line(config: CompareConfig) -> str:
     return shlex.join(words)
 
 
-def _parse(arguments: list[str]) -> CompareConfig | ReportConfig | None:
+def _parse(arguments: list[str]) -> CompareConfig | ReportConfig | CheckConfig | None:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
     complaint = io.StringIO()
     try:

@@ -1,11 +1,12 @@
-"""The checker on right answers of several styles, on unknown mistakes, and on files that crash, hang or make no sense."""
+"""The checker on right answers of several styles, unknown mistakes, and files that crash, hang or make no sense."""
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from batchnorm.reference.check import check
+from batchnorm.reference.check import check, mistakes
 
 LEARNERS = Path(__file__).parent / "learners"
 
@@ -236,9 +237,35 @@ def test_bad_input_is_refused(tmp_path):
         check(tmp_path / "a.py", timeout=0)
 
 
+def test_a_declaration_that_is_not_understood_is_said(answer):
+    text = (LEARNERS / "numpy_layer.py").read_text() + '\nCHECK = {"momentum": "newest", "eps": "small"}\n'
+    report = check(answer(text))
+    assert report.ok
+    assert [remark.split(";")[1] for remark in report.remarks] == [
+        " try one of new, old",
+        " known are dropout, fan, momentum, penalty, stored variance, t, tensors, velocity",
+    ]
+
+
+def test_the_guide_shows_what_is_printed(tmp_path):
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "checker.md").read_text()
+    files = [
+        block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if block.startswith("import numpy")
+    ]
+    printed = re.findall(r"```text\n(.*?)\n```", guide, re.DOTALL)
+    assert len(files) == len(printed) == 2
+    for text, expected in zip(files, printed, strict=True):
+        path = tmp_path / expected.partition(":")[0]
+        path.write_text(text)
+        assert str(check(path)).replace(str(path), path.name) == expected
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \| ([^|`]+) \|$", guide, re.MULTILINE)
+    assert dict(listed) == {name: mistake.title for name, mistake in mistakes().items()}
+
+
 def test_the_candidate_never_runs_here(answer):
-    marker = "import builtins\nbuiltins.was_here = True\ndef sgd(w, dw, config): return w - config['learning_rate'] * dw, config\n"
-    assert check(answer(marker)).ok
+    marker = "import builtins\nbuiltins.was_here = True\n"
+    rule = "def sgd(w, dw, config):\n    return w - config['learning_rate'] * dw, config\n"
+    assert check(answer(marker + rule)).ok
     import builtins
 
     assert not hasattr(builtins, "was_here")

@@ -60,7 +60,25 @@ def check(path: str | Path, *, timeout: float = TIMEOUT) -> Report:
         )
     if observed.failure is not None:
         return Report(path, failure=observed.failure)
-    return Report(path, tuple(_findings(observed)), tuple(observed.remarks))
+    return Report(path, tuple(_findings(observed)), (*observed.remarks, *_undeclarable(observed.declared)))
+
+
+def _undeclarable(declared: dict[str, str]) -> list[str]:
+    """Say which declarations of a file are not understood."""
+    known = {"tensors": {"numpy", "torch"}}
+    for subject in SUBJECTS.values():
+        for convention in subject.conventions:
+            known.setdefault(convention.choice, set()).add(convention.name)
+    unknown = {choice: name for choice, name in declared.items() if name not in known.get(choice, ())}
+    return [
+        f"CHECK declares {choice!r}: {name!r}, which is not understood and ignored; "
+        + (
+            f"try one of {', '.join(sorted(known[choice]))}"
+            if choice in known
+            else f"known are {', '.join(sorted(known))}"
+        )
+        for choice, name in unknown.items()
+    ]
 
 
 def _findings(observed: Observed) -> list[Finding]:

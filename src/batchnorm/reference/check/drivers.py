@@ -5,7 +5,7 @@ them as a training script would, and returns an array per output. NumPy and the 
 this file by its path.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,9 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
         record("default_keeps_old", float(np.median(moved / way) < 0.5))
 
 
-def slopes(loss: Callable[..., float], *arguments: Any) -> Iterator[Any]:
+def slopes(loss: Callable[..., float], *arguments: Any) -> list[Any]:
     """Central differences of the candidate's own forward with respect to each argument."""
+    found = []
     step = 1e-5  # truncation step^2 and rounding 1e-16 / step are both near 1e-10
     for position, argument in enumerate(arguments):
         slope = np.zeros_like(argument)
@@ -157,7 +158,8 @@ def slopes(loss: Callable[..., float], *arguments: Any) -> Iterator[Any]:
             down[index] -= step
             values = [loss(*arguments[:position], moved, *arguments[position + 1 :]) for moved in (up, down)]
             slope[index] = (values[0] - values[1]) / (2 * step)
-        yield slope
+        found.append(slope)
+    return found
 
 
 def dropout(functions: Functions, bridge: Any, probe: dict[str, Any], record: Record) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def optimizer(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
 
 
 def initializer(functions: Functions, probe: dict[str, Any], record: Record) -> None:
-    """Draw dense weights and, if there is a kernel size, those of a convolution."""
+    """Draw weights, dense and, if there is a kernel size, of a convolution; raise CandidateError for a wrong size."""
     draw, accepts = functions["draw"], functions["accepts"]()
     fans = probe["fan_in"], probe["fan_out"]
     extra = (probe["std"],) if "std" in probe["right"] else ()

@@ -136,7 +136,7 @@ MISTAKES = (
     ),
     _forward(
         "eps-hard-coded",
-        "eps is a constant (1e-5 or 1e-8); the one that was passed is ignored",
+        "eps is a constant, 1e-5; the one that was passed is ignored",
         {"std": lambda v: np.sqrt(v.var + 1e-5), "test_std": lambda v: np.sqrt(v.test_var + 1e-5)},
         _ROOT,
         "The layer cannot be given another eps, and a gradient check with a large one fails.",
@@ -296,8 +296,8 @@ MISTAKES = (
         "the variance is computed as E[x^2] - E[x]^2 (or in float32)",
         {},
         "(4)  var = mean of (x - mean)^2;  (60) says what the other form loses",
-        "It subtracts two numbers of the size of mean^2: at a mean of 1e6 deviations 4 of 16 digits are left in float64 "
-        "and none in float32, and the variance may be negative.",
+        "It subtracts two numbers of the size of mean^2: at a mean of 1e6 deviations 4 of 16 digits are left in "
+        "float64 and none in float32, and the variance may be negative.",
         ("centred = x - x.mean(axis=0)", "var = (centred ** 2).mean(axis=0)"),
     ),
     Mistake(

@@ -1,4 +1,4 @@
-"""Update rules in steps, and the conventions that are all right. The names of settings and state are those of the courses."""
+"""Update rules in steps, and the conventions that are all right. Settings and state have the names of the courses."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace

@@ -104,7 +104,7 @@ MISTAKES_L2 = (
     ),
     _mistake(
         "not-squared",
-        "the cost sums |W| instead of W^2",
+        "the cost sums absolute values instead of squares",
         {"cost": lambda v: v.strength * np.sum(np.abs(v.W))},
         "Cost and gradient belong to different penalties.",
     ),
@@ -144,7 +144,7 @@ MISTAKES_L1 = (
     ),
     _mistake_l1(
         "absolute-value-missing",
-        "the cost sums W instead of |W|",
+        "the cost sums W instead of absolute values",
         {"cost": lambda v: v.strength * np.sum(v.W)},
         "The cost has no lower bound.",
     ),
