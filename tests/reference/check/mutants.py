@@ -53,6 +53,7 @@ MUTANTS: list[tuple] = [
     ("batchnorm-eps-missing", BN, (TRAIN_STD, "np.sqrt(var)\n        ivar"), (TEST_STD, "np.sqrt(running_var)")),
     ("batchnorm-eps-missing-at-test-time", BN, (TEST_STD, "np.sqrt(running_var)")),
     ("batchnorm-eps-hard-coded", BN, ('eps = bn_param.get("eps", 1e-5)', "eps = 1e-5")),
+    ("batchnorm-eps-hard-coded-tiny", BN, ('eps = bn_param.get("eps", 1e-5)', "eps = 1e-8")),
     (
         "batchnorm-root-missing",
         BN,

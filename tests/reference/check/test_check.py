@@ -38,7 +38,14 @@ def batchnorm_forward(x, gamma, beta, bn_param):
 
 @pytest.mark.parametrize(
     ("learner", "functions"),
-    [("course", 18), ("torch_static", 10), ("numpy_layer", 2), ("torch_module", 2), ("adapter", 2)],
+    [
+        ("course", 18),
+        ("torch_static", 10),
+        ("numpy_layer", 2),
+        ("numpy_layer_own_eps", 2),
+        ("torch_module", 2),
+        ("adapter", 2),
+    ],
 )
 def test_right_answers_pass(learner, functions):
     report = check(LEARNERS / f"{learner}.py")
@@ -61,6 +68,7 @@ def test_right_answers_pass(learner, functions):
         ),
         ("torch_static", ["the biased variance", "gradient 2 lambda W (EECS 498)"]),
         ("numpy_layer", ["the unbiased variance, as torch does", "weight of the new batch, as in torch"]),
+        ("numpy_layer_own_eps", ["eps is 1e-06, and a user of the layer cannot change it"]),
         ("adapter", ["weight of the new batch", "keep_prob is the probability of keeping"]),
     ],
 )
@@ -148,8 +156,11 @@ def test_an_unknown_mistake_shows_the_first_wrong_index(answer):
         (FORWARD.format(line="import sys; sys.exit(3)"), "it called sys.exit(3)"),
         (FORWARD.format(line="import os; os._exit(0)"), "ended by itself with exit code 0"),
         (FORWARD.format(line="import os; os.kill(os.getpid(), 11)"), "ended by SIGSEGV"),
-        (FORWARD.format(line="return x"), "forward must return 2 values (out, cache), but returned ndarray"),
-        (FORWARD.format(line="return 1, 2, 3"), "forward must return 2 values (out, cache), but returned 3 values"),
+        (FORWARD.format(line="return x"), "batchnorm_forward must return 2 values (out, cache), but returned ndarray"),
+        (
+            FORWARD.format(line="return 1, 2, 3"),
+            "batchnorm_forward must return 2 values (out, cache), but returned 3 values",
+        ),
         (FORWARD.format(line="return None, None"), "out is None"),
         (FORWARD.format(line="return 'text', None"), "out must be numbers, but is str"),
         (FORWARD.format(line="return {}, None").replace("{}", "[[1], [2, 3]]"), "out must be numbers, but is list"),
@@ -243,7 +254,7 @@ def test_a_declaration_that_is_not_understood_is_said(answer):
     assert report.ok
     assert [remark.split(";")[1] for remark in report.remarks] == [
         " try one of new, old",
-        " known are dropout, fan, momentum, penalty, stored variance, t, tensors, velocity",
+        " known are dropout, eps, fan, momentum, penalty, stored variance, t, tensors, velocity",
     ]
 
 

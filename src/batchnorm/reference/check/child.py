@@ -104,7 +104,7 @@ def check_one(
     try:
         if "batchnorm" in subject:
             probe = probes.batch_norm(subject == "spatial_batchnorm") | {"far": probes.FAR}
-            drivers.batchnorm(functions, bridge, probe, record)
+            facts = drivers.batchnorm(functions, bridge, probe, record)
         elif subject == "dropout":
             facts = drivers.dropout(functions, bridge, probes.dropout(), record)
         elif "rule" in functions:

@@ -238,6 +238,8 @@ def _accepted(
         wanted = declared.get(choice)
         if choice == "momentum" and wanted is None and not np.any(got.get("default_keeps_old", 0.0)):
             wanted = "old"  # torch's word is accepted if the function's own default shows that it is meant
+        if choice == "eps" and not facts.get("own_eps"):
+            wanted = "given"
         if choice == "dropout":
             named = "keep_prob" if facts.get("reads_keep_prob") else None
             wanted = named or wanted

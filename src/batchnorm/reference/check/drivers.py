@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Record = Callable[[str, Any], None]
-Functions = dict[str, Callable[..., Any]]
+Functions = dict[str, Any]
 
 
 class CandidateError(Exception):
@@ -81,9 +81,9 @@ def several(what: str, value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: Record) -> None:
+def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: Record) -> dict[str, Any]:
     """Two training steps, a test step, a backward; then digits, and the default momentum."""
-    forward, backward = functions["forward"], functions.get("backward")
+    forward, backward, label = functions["forward"], functions.get("backward"), functions["label"]
     give = bridge.give
 
     def step(
@@ -98,7 +98,7 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
         } | settings
         parameters = {key: value for key, value in parameters.items() if value is not None}
         arguments = [give(x), give(probe["gamma"]), give(probe["beta"])]
-        out, cache = several("forward", forward(*arguments, parameters), ("out", "cache"))
+        out, cache = several(label["forward"], forward(*arguments, parameters), ("out", "cache"))
         stored = tuple(parameters.get(name) for name in ("running_mean", "running_var"))
         return out, cache, (stored[0], stored[1]), arguments
 
@@ -117,7 +117,7 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
         record("out_far", step(probe["x"] + probe["far"], "train", start)[0])
     if backward is not None:
         dout = give(probe["dout"])
-        gradients = several("backward", backward(dout, cache), ("dx", "dgamma", "dbeta"))
+        gradients = several(label["backward"], backward(dout, cache), ("dx", "dgamma", "dbeta"))
         for name, gradient in zip(("dx", "dgamma", "dbeta"), gradients, strict=True):
             record(name, gradient)
         record("dout_after", dout)
@@ -125,7 +125,7 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
         def loss(x: Any, gamma: Any, beta: Any) -> float:
             parameters = {"mode": "train", "eps": probe["eps"], "momentum": probe["momentum"]}
             parameters |= {"running_mean": give(start[0]), "running_var": give(start[1])}
-            y = several("forward", forward(give(x), give(gamma), give(beta), parameters), ("out", "cache"))[0]
+            y = several(label["forward"], forward(give(x), give(gamma), give(beta), parameters), ("out", "cache"))[0]
             return float(np.sum(probe["dout"] * take("out", y)))
 
         for name, slope in zip(
@@ -135,15 +135,17 @@ def batchnorm(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
     second = step(probe["x_second"], "train", (take("running_mean", running[0]), take("running_var", running[1])))[2]
     record("running_mean_second", second[0])
     record("running_var_second", second[1])
+    facts = {"own_eps": bool(getattr(forward, "own_eps", False))}
     # Without a momentum the function's own default counts: does it keep more of the old value than it takes of the new?
     try:
         _, _, by_default, _ = step(probe["x"], "train", start, momentum=None)
     except Exception:  # a function without a default is no mistake
-        return
+        return facts
     moved = take("running_mean", by_default[0]) - start[0]
     way = np.mean(probe["x"], axis=(0, *range(2, probe["x"].ndim))) - start[0]
     if moved.shape == way.shape and np.any(moved):
         record("default_keeps_old", float(np.median(moved / way) < 0.5))
+    return facts
 
 
 def slopes(loss: Callable[..., float], *arguments: Any) -> list[Any]:
@@ -169,7 +171,7 @@ def dropout(functions: Functions, bridge: Any, probe: dict[str, Any], record: Re
     for mode, prefix in (("train", ""), ("test", "test_")):
         parameters = Recording({key: probe[key] for key in ("p", "keep_prob", "seed")} | {"mode": mode})
         x, dout = bridge.give(probe["x"]), bridge.give(probe["dout"])
-        out, cache = several("forward", forward(x, parameters), ("out", "cache"))
+        out, cache = several(functions["label"]["forward"], forward(x, parameters), ("out", "cache"))
         reads |= parameters.read
         factor = same_shape("out", take("out", out), probe["x"]) / probe["x"]
         passed = factor != 0
@@ -212,7 +214,7 @@ def optimizer(functions: Functions, bridge: Any, probe: dict[str, Any], record: 
         w = bridge.give(probe["w"])
         for number, name in enumerate(names):
             dw = bridge.give(probe["gradients"][number])
-            w, config = several("the update", rule(w, dw, config), ("w", "config"))
+            w, config = several(functions["label"]["rule"], rule(w, dw, config), ("w", "config"))
             record(name, np.array(take(name, w)))
             if name == "w_1":
                 record("dw_after", dw)
@@ -252,7 +254,7 @@ def penalty(functions: Functions, bridge: Any, probe: dict[str, Any], record: Re
     penalty_of, arguments = functions["penalty"], functions["arguments"]()
     weights = bridge.give(probe["W"])
     values = (probe["lambd"], probe["m"])[: max(arguments - 1, 1)]
-    cost, gradient = several("the penalty", penalty_of(weights, *values), ("cost", "dW"))
+    cost, gradient = several(functions["label"]["penalty"], penalty_of(weights, *values), ("cost", "dW"))
     record("cost", cost)
     record("dW", gradient)
     record("W_after", weights)

@@ -52,6 +52,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "dgamma": ("dgamma", "dweight"),
     "dbeta": ("dbeta", "dbias"),
 }
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 TRAINING = ("training", "train", "is_training", "train_flg")
 
 Found = dict[str, dict[str, Any]]
@@ -100,8 +101,7 @@ def initializer_arguments(draw: Callable[..., Any]) -> dict[str, Any]:
 
 def required_arguments(function: Callable[..., Any]) -> int:
     """Count positional arguments."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in inspect.signature(function).parameters.values())
+    return sum(parameter.kind in POSITIONAL for parameter in inspect.signature(function).parameters.values())
 
 
 def from_class(cls: Any, name: str, subject: str) -> dict[str, Any] | None:
@@ -136,8 +136,20 @@ def layer(cls: Any, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def forward(x: Any, gamma: Any, beta: Any, bn_param: dict[str, Any]) -> tuple[Any, Any]:
         accepted = inspect.signature(cls).parameters
-        settings = {key: bn_param[key] for key in ("eps", "momentum") if key in bn_param and key in accepted}
-        one = cls(x.shape[1], **settings)
+        known = {"gamma": gamma, "beta": beta, "weight": gamma, "bias": beta, **bn_param}
+        settings = {key: value for key, value in known.items() if key in accepted}
+        settings = {key: value for key, value in settings.items() if key != "bias" or "weight" in accepted}
+        missing = [
+            key
+            for key, parameter in accepted.items()
+            if key not in settings and parameter.default is parameter.empty and parameter.kind in POSITIONAL
+        ]
+        one = cls(*[x.shape[1]] * bool(missing), **settings)
+        for key in {"eps", "momentum"} - set(settings):  # what it has but does not take
+            if hasattr(one, key) and key in bn_param:
+                setattr(one, key, bn_param[key])
+            elif key == "eps":
+                forward.own_eps = True  # type: ignore[attr-defined]
         if hasattr(one, "double"):
             one = one.double()
         for what, value in (

@@ -11,6 +11,7 @@ from batchnorm.reference.check.model import Array, Changes, Convention, Outputs,
 
 #: One training step: the table (count, C), its statistics, the output, and the running statistics after it.
 TRAIN: dict[str, Step] = {
+    "eps": lambda v: v.eps,
     "rows": lambda v: v.to_rows(v.x),  # (11)
     "mean": lambda v: v.rows.mean(axis=0),  # (1)
     "var": lambda v: ((v.rows - v.mean) ** 2).mean(axis=0),  # (2), (3), (4)
@@ -26,6 +27,7 @@ TRAIN: dict[str, Step] = {
 }
 #: The same at test time.
 TEST: dict[str, Step] = {
+    "eps": lambda v: v.eps,
     "test_rows": lambda v: v.to_rows(v.x),
     "test_mean": lambda v: v.running_mean,
     "test_var": lambda v: v.running_var,
@@ -158,5 +160,15 @@ CONVENTIONS = (
         "new",
         {"factor": lambda v: v.momentum},
         "momentum is the weight of the new batch, as in torch; that of the courses, Keras and Flax is 1 minus it",
+    ),
+    Convention("eps", "given", {}, ""),
+    *(
+        Convention(
+            "eps",
+            f"{constant:g}",
+            {"eps": lambda _, constant=constant: constant},
+            f"eps is {constant:g}, and a user of the layer cannot change it",
+        )
+        for constant in (1e-3, 1e-5, 1e-6, 1e-7, 1e-8)
     ),
 )

@@ -134,13 +134,16 @@ MISTAKES = (
         "Training and test normalize by different functions, and a constant feature gives NaN at test time only.",
         ("std = np.sqrt(running_var + eps)", "x_hat = (x - running_mean) / std"),
     ),
-    _forward(
-        "eps-hard-coded",
-        "eps is a constant, 1e-5; the one that was passed is ignored",
-        {"std": lambda v: np.sqrt(v.var + 1e-5), "test_std": lambda v: np.sqrt(v.test_var + 1e-5)},
-        _ROOT,
-        "The layer cannot be given another eps, and a gradient check with a large one fails.",
-        ("eps = bn_param.get('eps', 1e-5)", "std = np.sqrt(var + eps)"),
+    *(
+        _forward(
+            name,
+            f"eps is a constant, {constant:g}; the one that was passed is ignored",
+            {"eps": lambda _, constant=constant: constant},
+            _ROOT,
+            "The layer cannot be given another eps, and a gradient check with a large one fails.",
+            ("eps = bn_param.get('eps', 1e-5)", "std = np.sqrt(var + eps)"),
+        )
+        for name, constant in (("eps-hard-coded", 1e-5), ("eps-hard-coded-tiny", 1e-8))
     ),
     _forward(
         "root-missing",
