@@ -249,7 +249,7 @@ def test_bad_input_is_refused(tmp_path):
 
 
 def test_a_declaration_that_is_not_understood_is_said(answer):
-    text = (LEARNERS / "numpy_layer.py").read_text() + '\nCHECK = {"momentum": "newest", "eps": "small"}\n'
+    text = (LEARNERS / "numpy_layer.py").read_text() + '\nCHECK = {"momentum": "newest", "gain": "small"}\n'
     report = check(answer(text))
     assert report.ok
     assert [remark.split(";")[1] for remark in report.remarks] == [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm.reference.check import probes
-from batchnorm.reference.check.model import Array, Changes, Convention, Outputs, Step, run
+from batchnorm.reference.check.model import Array, Changes, Convention, Outputs, Step, always, run
 
 #: One training step: the table (count, C), its statistics, the output, and the running statistics after it.
 TRAIN: dict[str, Step] = {
@@ -166,7 +166,7 @@ CONVENTIONS = (
         Convention(
             "eps",
             f"{constant:g}",
-            {"eps": lambda _, constant=constant: constant},
+            {"eps": always(constant)},
             f"eps is {constant:g}, and a user of the layer cannot change it",
         )
         for constant in (1e-3, 1e-5, 1e-6, 1e-7, 1e-8)

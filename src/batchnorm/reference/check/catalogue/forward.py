@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from batchnorm.reference.check.model import Changes, Mistake, anything
+from batchnorm.reference.check.model import Changes, Mistake, always, anything
 
 _STORE = "(44) running <- (1 - a) running + a batch"
 _ROOT = "(5)  std = sqrt(var + eps), one definition for both modes"
@@ -138,7 +138,7 @@ MISTAKES = (
         _forward(
             name,
             f"eps is a constant, {constant:g}; the one that was passed is ignored",
-            {"eps": lambda _, constant=constant: constant},
+            {"eps": always(constant)},
             _ROOT,
             "The layer cannot be given another eps, and a gradient check with a large one fails.",
             ("eps = bn_param.get('eps', 1e-5)", "std = np.sqrt(var + eps)"),
