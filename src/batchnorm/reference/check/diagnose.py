@@ -154,7 +154,8 @@ def diagnose(
         if group == "backward" and not first_group_right:
             findings.append(_backward_of_wrong_forward(subject, got, facts, choices, explained, function, wrong))
             continue
-        mistakes = explain(subject, group, got, facts, choices, present)
+        likely = [option for outcome, option in outcomes if len(outcome) == len(wrong)]
+        mistakes = explain(subject, group, got, facts, choices, likely, present)
         if number == 0 and mistakes:
             explained = {key: step for mistake in mistakes for key, step in mistake.changes.items()}
         kind: Literal["mistake", "unknown"] = "mistake" if mistakes else "unknown"
@@ -170,9 +171,13 @@ def explain(
     got: Outputs,
     facts: Mapping[str, Any],
     choices: list[tuple[Convention, ...]],
+    likely: list[tuple[Convention, ...]],
     present: list[str],
 ) -> tuple[Mistake, ...]:
-    """Return the known mistake that gives the same outputs, or the two that do so together, or nothing."""
+    """Return the known mistake that gives the same outputs, or the two that do so together, or nothing.
+
+    Pairs are many, so they are tried under the likely conventions only: those that leave the fewest outputs wrong.
+    """
     known = [mistake for mistake in subject.mistakes if mistake.group == group]
     exact = [mistake for mistake in known if mistake.changes]
     vague: set[str] = set()
@@ -189,7 +194,7 @@ def explain(
     for one, other in itertools.combinations(certain, 2):
         if one.changes.keys() & other.changes.keys():
             continue
-        for choice in choices:
+        for choice in likely:
             outputs = subject.compute(_merged(choice) | dict(one.changes) | dict(other.changes), facts)
             if not differences(subject, got, outputs, present):
                 return (one, other)
