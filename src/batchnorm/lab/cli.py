@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DONE, MISTAKE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
-DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
+DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does, and a check of your own code.
 
 `batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1
 `check` found something wrong; 2 bad input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted
