@@ -44,6 +44,13 @@ class Scratch {
   F* data_;
 };
 
+// Sum of squared deviations from the mean, given the squares `s` and the sum `d` of deviations from almost the mean.
+// Rounding must not make it negative (a NaN passes).
+inline double about_the_mean(double s, double d, double count) {
+  const double m2 = s - d * (d / count);
+  return m2 < 0 ? 0 : m2;
+}
+
 // Count, mean and sum of squared deviations of a set of values.
 struct Moments {
   double count = 0, mean = 0, m2 = 0;

@@ -154,7 +154,7 @@ class Planes {
       }
       const double d = sum_lanes((deviation[0] + deviation[1]) + (deviation[2] + deviation[3]));
       const double s = sum_lanes((square[0] + square[1]) + (square[2] + square[3]));
-      all.merge({count, (static_cast<double>(centre) - zero) + d / count, s - d * (d / count)});
+      all.merge({count, (static_cast<double>(centre) - zero) + d / count, about_the_mean(s, d, count)});
     });
     return __builtin_isfinite(all.m2) ? all : moments_in_float64(x, task);
   }

@@ -244,8 +244,7 @@ class Rows {
           count, mean, m2, n,
           [&](int64_t c) { return (static_cast<double>(centre[c]) - origin[c]) + static_cast<double>(deviation[c]) / n; },
           [&](int64_t c) {
-            const auto d = static_cast<double>(deviation[c]);
-            return static_cast<double>(square[c]) - d * (d / n);
+            return about_the_mean(static_cast<double>(square[c]), static_cast<double>(deviation[c]), n);
           });
       count += n;
     });

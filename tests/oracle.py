@@ -104,9 +104,9 @@ def ask(
         # The mean is a rounded one plus the mean of what it leaves, each accumulated in the arithmetic's dtype.
         mean_size = np.abs(cache.mean) * unit + np.sqrt(cache.var)
         answers["mean"] = Answer(cache.mean, tol.STATISTIC_ULPS * unit * mean_size + tol.smallest(x.dtype))
-        answers["var"] = Answer(
-            cache.var, tol.STATISTIC_ULPS * unit * cache.var + (unit * unit * cache.mean * sum_ulps) ** 2
-        )
+        # Squares below the smallest number of the arithmetic vanish.
+        var_size = tol.STATISTIC_ULPS * unit * cache.var + (unit * unit * cache.mean * sum_ulps) ** 2
+        answers["var"] = Answer(cache.var, var_size + tol.smallest(x.dtype))
         if running is not None:
             new_mean, new_var = reference_statistics.update_running(
                 *map(_array, running), cache.mean, cache.var, cache.count, momentum

@@ -118,6 +118,7 @@ def test_saved_statistics(values: str, dtype: torch.dtype, generator: torch.Gene
     answers = oracle.ask(x, torch.ones_like(x))
     answers["mean"].check("mean", mean)
     answers["var"].check("var", var)
+    assert (var >= 0).all()
 
 
 def test_saved_for_backward_is_what_the_documentation_says() -> None:
@@ -149,14 +150,33 @@ def test_operators_pass_torchs_own_checks(activation: str | None, layout: str) -
     mean, var = torch.zeros(3).double(), torch.ones(3).double()
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator, arguments in (
-        (autograd.forward, (x, residual, weight, bias, 1e-5, activation)),
-        (autograd.normalize, (x, residual, mean, var, weight, bias, 1e-5, activation)),
+        (torch.ops.batchnorm.forward.default, (x, residual, weight, bias, 1e-5, activation)),
+        (torch.ops.batchnorm.normalize.default, (x, residual, mean, var, weight, bias, 1e-5, activation)),
         (
-            autograd.backward,
+            torch.ops.batchnorm.backward.default,
             (dy, x.detach(), residual, mean, var, weight.detach(), bias.detach(), 1e-5, activation, True),
         ),
     ):
         torch.library.opcheck(operator, arguments, test_utils=tests)
+
+
+def test_modes_and_profilers_see_the_operators() -> None:
+    """The direct way to the kernel is taken only where nobody looks."""
+    x = torch.randn(4, 3, requires_grad=True)
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Seen():
+        batch_norm(x, None, None, training=True).backward(torch.ones(4, 3))
+    assert "batchnorm.forward.default" in names
+    assert "batchnorm.backward.default" in names
+    with torch.profiler.profile() as profile:
+        batch_norm(x, None, None, training=True).backward(torch.ones(4, 3))
+    assert {"batchnorm::forward", "batchnorm::backward"} <= {e.key for e in profile.key_averages()}
 
 
 def test_meta_tensors_give_shapes_without_computing() -> None:

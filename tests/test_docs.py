@@ -125,6 +125,8 @@ SURFACE = {
     "batchnorm.reference.whitening.backward",
     "batchnorm.reference.whitening.cost",
     "batchnorm.reference.whitening.forward",
+    "batchnorm.tools.convert.convert",
+    "batchnorm.tools.convert.revert",
 }
 
 

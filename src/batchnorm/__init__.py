@@ -1,7 +1,8 @@
 """The complete batch-normalization system for PyTorch.
 
 Layers (``BatchNorm1d``, ``BatchNorm2d``, ``BatchNorm3d``), the function behind them (``functional.batch_norm``),
-and ``explain``, which says what computes them. ``batchnorm.reference`` is the same in NumPy, to read and to test
+and ``explain``, which says what computes them; ``convert`` and ``revert`` exchange the layers of a whole model for
+these and back. ``batchnorm.reference`` is the same in NumPy, to read and to test
 against; ``batchnorm.lab`` trains with and without batch normalization and shows the difference.
 """
 
@@ -11,5 +12,7 @@ from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
+from batchnorm.tools import convert as convert
+from batchnorm.tools import revert as revert
 
 __version__ = "0.1.0.dev0"

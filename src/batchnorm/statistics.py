@@ -8,32 +8,27 @@ from torch import Tensor
 from batchnorm.kernels.interface import statistics_dtype
 
 
-def averaging_factor(momentum: float | None, num_batches_tracked: Tensor) -> float | Tensor:
-    r"""Return the weight of the new batch: ``momentum``, or 1 over the number of batches where that is None.
+def cumulative_factor(num_batches_tracked: Tensor) -> Tensor:
+    r"""Return the weight of the new batch in the cumulative average: 1 over the number of batches.
 
     .. math:: r_n = (1 - f) r_{n-1} + f s_n
 
-    With :math:`f = 1/n` that is the mean of the first n values.
+    With :math:`f = 1/n` that is the mean of the first n values; a constant f is the exponential average.
 
     Parameters
     ----------
-    momentum : float or None
-        The layer's; None for the cumulative average.
     num_batches_tracked : Tensor of shape ()
         How many batches the average will hold, the new one included.
 
     Returns
     -------
-    float or Tensor of shape ()
-        A tensor where it depends on the number of batches: it is never read on the host, so graphs stay whole
-        (pytorch/pytorch#194504).
+    Tensor of shape ()
+        It is never read on the host, so graphs stay whole (pytorch/pytorch#194504).
 
     References
     ----------
     DERIVATION, running statistics. Ioffe and Szegedy 2015, :arxiv:`1502.03167`, section 3.1.
     """
-    if momentum is not None:
-        return momentum
     return num_batches_tracked.to(statistics_dtype(num_batches_tracked.device)).reciprocal()
 
 

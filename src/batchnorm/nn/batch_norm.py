@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from batchnorm import functional, statistics
 from batchnorm.kernels.activations import ACTIVATIONS
@@ -62,12 +62,21 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         TypeError
             A dtype that does not fit.
         """
+        if not isinstance(x, Tensor) and isinstance(x, fx.Proxy):
+            # A leaf, as torch.nn's modules are to torch.fx; it would trace through those of other packages.
+            tracer = x.tracer
+            proxy: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (x, residual), {})
+            return proxy  # a stand-in for the tensor
+        return self._forward_with(x, residual, self.activation)
+
+    def _forward_with(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        """Be `forward` with the activation of one call: what `tools.convert` fuses into a call, not into the layer."""
         self._check_input_dim(x)
         stored = not self.training or self.track_running_stats
         counter = self.num_batches_tracked if self.training and self.track_running_stats else None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if counter is not None:
-            momentum = statistics.averaging_factor(self.momentum, counter + 1)
+        if counter is not None and self.momentum is None:
+            momentum = statistics.cumulative_factor(counter + 1)
         y = functional.batch_norm(
             x,
             self.running_mean if stored else None,
@@ -77,7 +86,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
         )
         # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.

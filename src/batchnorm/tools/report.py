@@ -1,0 +1,55 @@
+"""What a tool did to each batch normalization of a model, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was done to one layer.
+
+    Attributes
+    ----------
+    name : str
+        The layer's first name in the model; empty for the model itself.
+    what : str
+        What was done, or ``"left alone"``.
+    reason : str
+        Why not more was done; empty where nothing is missing.
+    """
+
+    name: str
+    what: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row per batch normalization found, in the order of ``named_modules``; prints as a table.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        What was done to each layer.
+    """
+
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no batch normalization named {name!r}; there are {[row.name for row in self.rows]}")
+
+    def __str__(self) -> str:
+        cells = [("name", "what", "reason"), *((row.name or "(the model)", row.what, row.reason) for row in self.rows)]
+        widths = [max(len(cell[column]) for cell in cells) for column in range(2)]
+        return "\n".join(f"{name:{widths[0]}}  {what:{widths[1]}}  {reason}".rstrip() for name, what, reason in cells)
