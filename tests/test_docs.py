@@ -46,6 +46,7 @@ SURFACE = {
     "batchnorm.reference.batch_norm.backward",
     "batchnorm.reference.batch_norm.forward_test",
     "batchnorm.reference.batch_norm.forward_train",
+    "batchnorm.reference.check.check",
     "batchnorm.reference.convolution.conv2d_backward",
     "batchnorm.reference.convolution.conv2d_forward",
     "batchnorm.reference.convolution.max_pool2d_backward",

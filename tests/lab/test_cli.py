@@ -55,7 +55,7 @@ def test_version_and_help(tmp_path):
     assert run("--version", cwd=tmp_path).stdout == f"batchnorm {batchnorm.__version__}\n"
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "Exit codes: 0 done; 2 bad input" in done.stdout
+    assert "Exit codes: 0 done; 1" in done.stdout
 
 
 def test_help_and_parsing_load_neither_torch_nor_matplotlib():

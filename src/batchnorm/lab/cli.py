@@ -24,15 +24,15 @@ from batchnorm.lab.errors import LabError
 if TYPE_CHECKING:
     from batchnorm.lab.report import Report
 
-DONE, WRONG_ANSWER, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
 
-DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does.
+DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does, and a check of your own code.
 
-`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 2 bad
-input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from
-what was recorded. Of bench: 1 an answer was wrong, and no number is printed."""
+`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1 something
+is wrong: check found a mistake, or bench a wrong answer (and prints no number); 2 bad input, said in one line; 3 done
+and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,25 @@ class ReportConfig:
     """Run directory, finished or not."""
 
 
-Config = CompareConfig | ReportConfig | BenchConfig | PageConfig
+@dataclass(frozen=True)
+class CheckConfig:
+    """Run your own batch normalization, dropout, update rule, initialiser or penalty, and name the mistakes in it.
+
+    The files are run, each in a process of its own. ``docs/guides/checker.md`` says which functions are recognised, and
+    how to name others.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Python files."""
+    timeout: float = 20.0
+    """Seconds that loading a file, and each of its functions, may take."""
+
+
+Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
 )
@@ -63,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 1 a benchmark found a wrong answer; 2 bad input; 3 done, but a trial diverged; 130
-        interrupted.
+        Exit code: 0 done; 1 a check found a mistake, or a benchmark a wrong answer; 2 bad input; 3 done, but a trial
+        diverged; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -77,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match command:
             case ReportConfig():
                 return _report(command)
+            case CheckConfig():
+                return _check(command)
             case BenchConfig():
                 return _bench(command)
             case PageConfig():
@@ -151,7 +168,7 @@ def _bench(config: BenchConfig) -> int:
         run = bench(config, out)
     except RedGate as red:
         sys.stderr.write(f"batchnorm: a wrong answer, so no numbers: {red}\n")
-        return WRONG_ANSWER
+        return WRONG
     if run.rows:
         print_tables(out, run.rows)
     _say(f"\nresults: {run.path}")
@@ -172,6 +189,21 @@ def _bench_page(config: PageConfig) -> int:
     else:
         write_text(config.out, page)
     return DONE
+
+
+def _check(config: CheckConfig) -> int:
+    from batchnorm.reference.check import check
+
+    if not config.files:
+        raise LabError("check needs at least one Python file. Try batchnorm check my_layers.py")
+    try:
+        reports = [check(path, timeout=config.timeout) for path in config.files]
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    _say("\n\n".join(map(str, reports)))
+    if any(report.failure for report in reports):
+        return BAD_INPUT
+    return DONE if all(report.ok for report in reports) else WRONG
 
 
 def command_line(config: CompareConfig) -> str:
