@@ -18,6 +18,7 @@ import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
+from batchnorm.lab.claims.config import ClaimsConfig, ListClaims, RunClaims
 from batchnorm.lab.config import CompareConfig
 from batchnorm.lab.errors import LabError
 
@@ -64,6 +65,7 @@ Command = (
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
+    | Annotated[ClaimsConfig, tyro.conf.subcommand("claims")]
 )
 
 
@@ -98,8 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _bench(command)
             case PageConfig():
                 return _bench_page(command)
-            case _:
+            case ClaimsConfig(action=ListClaims()):
+                return _list_claims()
+            case ClaimsConfig(action=RunClaims() as chosen):
+                return _run_claims(chosen)
+            case CompareConfig():
                 return _compare(command)
+            case _:
+                raise AssertionError(command)
     except LabError as error:
         sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
@@ -147,9 +155,15 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _report(config: ReportConfig) -> int:
+    from batchnorm.lab.claims.run import is_claim, make_page
     from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console, print_summary
 
+    if is_claim(config.directory):
+        outcome = make_page(config.directory)
+        outcome.show(console())
+        _say(f"\nreport: {outcome.page}")
+        return DONE
     report = make_report(config.directory)
     print_summary(console(), report.summary)
     _say_where(report)
@@ -204,6 +218,33 @@ def _check(config: CheckConfig) -> int:
     if any(report.failure for report in reports):
         return BAD_INPUT
     return DONE if all(report.ok for report in reports) else WRONG
+
+
+def _list_claims() -> int:
+    from batchnorm.lab.claims.registry import CLAIMS
+
+    for claim in CLAIMS.values():
+        _say(f"{claim.name}\n    {claim.sentence}\n    decided by: {claim.rule}\n    from: {claim.source}")
+    return DONE
+
+
+def _run_claims(config: RunClaims) -> int:
+    from batchnorm.lab.claims.findings import HOLDS
+    from batchnorm.lab.claims.run import directories, prepare, record
+    from batchnorm.lab.terminal import console, counting_bar
+
+    out, statuses = console(), {}
+    prepared = [prepare(name, config, path) for name, path in directories(config).items()]
+    for run in prepared:
+        out.print(f"claim {run.claim.name}, into {run.path}", soft_wrap=True)
+        with counting_bar(out, run.total) as advance:
+            outcome = record(run, advance)
+        outcome.show(out)
+        _say(f"\nreport: {outcome.page}\n")
+        statuses[run.claim.name] = outcome.findings.status
+    if len(statuses) > 1:
+        _say("\n".join(f"{name}: {status}" for name, status in statuses.items()))
+    return DONE if set(statuses.values()) == {HOLDS} else WRONG_ANSWER
 
 
 def command_line(config: CompareConfig) -> str:
