@@ -244,7 +244,7 @@ def _run_claims(config: RunClaims) -> int:
         statuses[run.claim.name] = outcome.findings.status
     if len(statuses) > 1:
         _say("\n".join(f"{name}: {status}" for name, status in statuses.items()))
-    return DONE if set(statuses.values()) == {HOLDS} else WRONG_ANSWER
+    return DONE if set(statuses.values()) == {HOLDS} else WRONG
 
 
 def command_line(config: CompareConfig) -> str:
