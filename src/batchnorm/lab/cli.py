@@ -32,8 +32,9 @@ BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does, and a check of your own code.
 
 `batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1 something
-is wrong: check found a mistake, or bench a wrong answer (and prints no number); 2 bad input, said in one line; 3 done
-and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from what was recorded."""
+is wrong: check found a mistake, bench a wrong answer (and prints no number), or a claim does not hold everywhere; 2 bad
+input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report of compare
+made from what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class CheckConfig:
     """Seconds that loading a file, and each of its functions, may take."""
 
 
-Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig
+Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 1 a check found a mistake, or a benchmark a wrong answer; 2 bad input; 3 done, but a trial
-        diverged; 130 interrupted.
+        Exit code: 0 done; 1 a check found a mistake, a benchmark a wrong answer, or a claim does not hold
+        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:

@@ -140,14 +140,14 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         checks=checks,
         numbers=_numbers(checks),
         limits=[
-            "At initialization, with Gaussian input: nothing is trained, so it says where training starts, not where "
-            "it gets.",
-            f"Statistics of {given['batch']} samples. With BN the gradient grows on its way back (see the figure): the "
-            "size of the signal is kept, that of the gradient is not.",
+            ("At initialization, with Gaussian input: nothing is trained, so it says where training starts, not where "
+            "it gets."),
+            (f"Statistics of {given['batch']} samples. With BN the gradient grows on its way back (see the figure): "
+            "the size of the signal is kept, that of the gradient is not."),
             *(
                 [
-                    f"{given['units']} units, where the source has {SOURCE_UNITS}; the Gaussian deviations are larger "
-                    "by the root of the ratio, so that a layer multiplies its signal by the same factor."
+                    (f"{given['units']} units, where the source has {SOURCE_UNITS}; the Gaussian deviations are larger "
+                    "by the root of the ratio, so that a layer multiplies its signal by the same factor.")
                 ]
                 if given["units"] != SOURCE_UNITS
                 else []
@@ -157,10 +157,10 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         pictures=figures(given, records, arrays),
         definitions=[
             ("saturated", "tanh: an output beyond 0.95 in absolute value. ReLU: an output of 0."),
-            ("initializers", "Gaussian: the deviations of the settings. Xavier: variance 2 / (fan in + fan out). "
-             "Kaiming: variance 2 / fan in, for tanh too."),
-            ("gradient", "Sent back from the last layer, standard normal there; the figure has its standard deviation "
-             "with respect to the output of each layer."),
+            ("initializers", ("Gaussian: the deviations of the settings. Xavier: variance 2 / (fan in + fan out). "
+             "Kaiming: variance 2 / fan in, for tanh too.")),
+            ("gradient", ("Sent back from the last layer, standard normal there; the figure has its standard deviation "
+             "with respect to the output of each layer.")),
         ],
     )  # fmt: skip
 
@@ -194,9 +194,7 @@ def judge_records(records: Sequence[Record], layers: int) -> list[Check]:
     checks.append(Check("without BN, tanh, larger: saturates", rule, values, passed))
     values = ratio["relu", "none", "larger Gaussian"]
     passed = [value > EXPLODED for value in values]
-    checks.append(
-        Check("without BN, ReLU, larger: explodes", f"{ratio_rule}, above {EXPLODED:g}", values, passed)
-    )
+    checks.append(Check("without BN, ReLU, larger: explodes", f"{ratio_rule}, above {EXPLODED:g}", values, passed))
     for activation in ACTIVATIONS:
         arms = zip(*(ratio[activation, "batch", name] for name in INITIALIZERS), strict=True)
         values = [max(max(value, 1 / value) for value in arm) for arm in arms]
@@ -210,9 +208,7 @@ def _by_seed(
     records: Sequence[Record], layers: int, key: str, *, relative: bool = True
 ) -> dict[tuple[str, str, str], list[float]]:
     found: dict[tuple[str, str, str], list[float]] = {}
-    first = {
-        (r["activation"], r["norm"], r["initializer"], r["seed"]): r[key] for r in records if r["layer"] == 1
-    }
+    first = {(r["activation"], r["norm"], r["initializer"], r["seed"]): r[key] for r in records if r["layer"] == 1}
     for r in records:
         if r["layer"] == layers:
             arm = r["activation"], r["norm"], r["initializer"]
@@ -224,12 +220,18 @@ def _numbers(checks: Sequence[Check]) -> list[str]:
     small_tanh, small_relu, saturated, exploded = checks[:4]
     seeds = plural(len(small_tanh.values), "seed")
     return [
-        f"Without BN, small Gaussian: the last layer has {spread(small_tanh.values)} (tanh) and "
-        f"{spread(small_relu.values)} (ReLU) times the standard deviation of the first ({seeds}).",
-        f"Without BN, larger Gaussian: {percent(saturated.mean)} of the last tanh layer are saturated; with ReLU the "
-        f"standard deviation grows by {spread(exploded.values)}.",
-        "With BN the four initializers give the same numbers: here each has the same draws times its own factor, and BN "
-        "takes a factor out, up to eps.",
+        (
+            f"Without BN, small Gaussian: the last layer has {spread(small_tanh.values)} (tanh) and "
+            f"{spread(small_relu.values)} (ReLU) times the standard deviation of the first ({seeds})."
+        ),
+        (
+            f"Without BN, larger Gaussian: {percent(saturated.mean)} of the last tanh layer are saturated; with ReLU "
+            f"the standard deviation grows by {spread(exploded.values)}."
+        ),
+        (
+            "With BN the four initializers give the same numbers: each has the same draws times its own factor, and "
+            "BN takes a factor out, up to eps."
+        ),
     ]
 
 

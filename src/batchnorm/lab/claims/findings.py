@@ -155,17 +155,26 @@ def check_table(checks: Sequence[Check]) -> Table:
         ]
         for check in checks
     ]
-    note = "Each check is made once per seed; mean and sample standard deviation are over seeds, of what is measured."
+    note = (
+        "Each check is made once per seed (or start, or repeat); mean and sample standard deviation, over these, of what is "
+        "measured."
+    )
     return Table("What decides", ["check", "measured, and the rule", "verdict", "kept in", "mean", "std"], rows, note)
 
 
 def number(value: float) -> str:
-    """Write a number in three digits, a dash for NaN."""
-    return "-" if np.isnan(value) else "never" if np.isinf(value) else f"{value:.3g}"
+    """Write a number in three digits or whole, a dash for NaN, never for infinity."""
+    if not np.isfinite(value):
+        return "-" if np.isnan(value) else "never"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write mean ± sample standard deviation; the mean alone for one value."""
+    """Write mean ± sample standard deviation, of the finite values; the mean alone for one value."""
+    finite = [value for value in values if np.isfinite(value)]
+    if len(finite) < len(values):
+        some = f"{spread(finite)} and " if finite else ""
+        return f"{some}{len(values) - len(finite)} times beyond the limit"
     mean = number(statistics.fmean(values))
     return f"{mean} ± {number(statistics.stdev(values))}" if len(values) > 1 else mean
 

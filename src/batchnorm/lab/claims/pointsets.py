@@ -93,7 +93,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        from scipy.io import loadmat  # comes with scikit-learn
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # comes with scikit-learn
 
         return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
     except OSError as error:

@@ -220,23 +220,23 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
             for name in FUNCTIONS
         ],
         limits=[
-            "Functions of one or two numbers: what is steep, flat, or a saddle is seen here, and not what a network "
-            "needs.",
-            "A rule is as good as its learning rate, and the grid has half a decade between two of them. Momentum is "
-            "0.9, beta 0.9 and 0.999, the decay of RMSProp 0.99, as in torch.",
-            "The axes of the quadratic and of the saddle are those of the parameters, which suits AdaGrad and RMSProp: "
-            "they give each parameter its own scale. Turned by 45 degrees the same functions would cost them more.",
-            "A start that does not arrive within the limit counts as twice the limit when the rate is chosen, and as "
-            "the limit in the bars.",
+            ("Functions of one or two numbers: what is steep, flat, or a saddle is seen here, and not what a network "
+            "needs."),
+            ("A rule is as good as its learning rate, and the grid has half a decade between two of them. Momentum is "
+            "0.9, beta 0.9 and 0.999, the decay of RMSProp 0.99, as in torch."),
+            ("The axes of quadratic and saddle are those of the parameters, which suits AdaGrad and RMSProp: "
+            "they give each parameter its own scale. Turned by 45 degrees the same functions would cost them more."),
+            ("A start that does not arrive within the limit counts as twice the limit when the rate is chosen, and as "
+            "the limit in the bars."),
         ],
         tables=[_table(races, noisy, given["limit"]) for noisy in (False, True)],
         pictures=figures(given, races, arrays),
         definitions=[
-            ("arrived", f"The function is within {given['tolerance']:g} of its global minimum, and stays there for "
-             f"{given['hold']} steps: who only jumps across has not arrived."),
+            ("arrived", (f"The function is within {given['tolerance']:g} of its global minimum, and stays there for "
+             f"{given['hold']} steps: who only jumps across has not arrived.")),
             ("noise", f"Normal, standard deviation {given['noise_std']:g}, added to each component of each gradient."),
-            ("best learning rate", "Fewest mean steps over other starts than those of the race; the same grid for "
-             "every rule."),
+            ("best learning rate", ("Fewest mean steps over other starts than those of the race; the same grid for "
+             "every rule.")),
             ("starts", "Uniform; at the saddle, within about 0.001 of the ridge that leads into it."),
         ],
     )  # fmt: skip
@@ -307,10 +307,8 @@ def _table(races: Mapping[tuple[str, bool, str], Race], noisy: bool, limit: int)
                  number(capped.mean()), number(std)]
             )  # fmt: skip
     note = (
-        f"Over {plural(len(steps), 'start')}. The median counts a start that does not arrive as later than all that do; "
+        f"Over {plural(len(steps), 'start')}. The median counts one that does not arrive as later than all that do; "
         f"mean and std count it as the limit, {limit} steps."
     )
     title = "The race with noisy gradients" if noisy else "The race"
     return Table(title, ["function, rule", "best lr", "arrived", "steps, median", "mean", "std"], rows, note)
-
-

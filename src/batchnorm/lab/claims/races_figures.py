@@ -37,9 +37,7 @@ FUNCTIONS: dict[str, Function] = {
 WINDOWS = {"quadratic": (-1.3, 1.3, -1.3, 1.3), "saddle": (-1.5, 1.5, -1.6, 1.6), "Rosenbrock": (-2.1, 2.1, -1.2, 3.2)}
 
 
-def figures(
-    given: Mapping[str, Any], races: "Mapping[tuple[str, bool, str], Race]", arrays: Arrays
-) -> list[Picture]:
+def figures(given: Mapping[str, Any], races: "Mapping[tuple[str, bool, str], Race]", arrays: Arrays) -> list[Picture]:
     """Draw the paths and the race.
 
     Parameters
@@ -104,7 +102,7 @@ def _paths(given: Mapping[str, Any], races: "Mapping[tuple[str, bool, str], Race
     return Picture(
         "paths",
         "The paths",
-        f"From each function's own start (circle), {given['path_steps']} steps at the rate of the race, exact gradients; "
+        f"From each function's own start (circle), {given['path_steps']} steps at the rate of the race, no noise; "
         "stars: global minima, square: where the path ends. The quadratic is steep across and flat along; the start at "
         "the saddle is 0.001 beside the ridge; waves has one dimension and is drawn as a curve.",
         "Paths of six rules over the contours of three functions and on a curve with local minima.",

@@ -188,12 +188,12 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         f"{gaps['l2']} with L2 and {gaps['dropout']} with dropout; test accuracy {tests['none']}%, {tests['l2']}% and "
         f"{tests['dropout']}%.",
         checks=checks,
-        numbers=["The published code seeds its generator in every step, so that the same units of the same samples are "
+        numbers=[("The published code seeds its generator in every step, so the same units of the same samples are "
                  f"dropped throughout. Repeated so: gap {gaps['fixed_mask']} points, test accuracy "
-                 f"{tests['fixed_mask']}%."],
+                 f"{tests['fixed_mask']}%.")],
         limits=[
-            f"{given['test']} test points: one of them is {100 / given['test']:.2g} points of accuracy, and the test "
-            f"accuracy of one seed has a standard error of about {100 * (0.07 / given['test']) ** 0.5:.1f} points.",
+            (f"{given['test']} test points: one of them is {100 / given['test']:.2g} points of accuracy, and the test "
+            f"accuracy of one seed has a standard error of about {100 * (0.07 / given['test']) ** 0.5:.1f} points."),
             "Points of a file: seeds differ in weights and masks only." if own else
             "Generated points, not those of the source: each seed draws its own points, weights and masks.",
             "Strength of L2 and rate of dropout are those of the source, tuned for its points.",
@@ -201,11 +201,11 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         tables=[_table(records)],
         pictures=figures(given, records, arrays),
         definitions=[
-            ("none, L2, dropout", f"The network 2-20-3-1 (ReLU, ReLU, sigmoid), {given['steps']} steps of full-batch "
-             f"descent at {given['lr']}; L2: 0.7 / (2 m) times the sum of squares; dropout keeps {given['keep_prob']}."),
+            ("none, L2, dropout", (f"The network 2-20-3-1 (ReLU, ReLU, sigmoid), {given['steps']} full-batch "
+             f"steps at {given['lr']}; L2: 0.7 / (2 m) times the sum of squares; dropout keeps {given['keep_prob']}.")),
             ("gap", "Training accuracy minus test accuracy, in points of a percent."),
-            ("legacy seeding", "Weights and masks are drawn as by np.random.seed(3) and np.random.seed(1); seed k adds "
-             "k to both."),
+            ("legacy seeding", ("Weights and masks are drawn as by np.random.seed(3) and seed(1); seed k adds "
+             "k to both.")),
         ],
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ def _boundaries(records: Sequence[Record], arrays: Arrays) -> Picture:
     ):
         for axes, arm in zip(line, ARMS, strict=True):
             scores = arrays[f"scores/{arm}"]
-            steps = [np.linspace(*extent[i : i + 2], scores.shape[0]) for i in (0, 2)]
+            steps = [np.linspace(extent[i], extent[i + 1], scores.shape[0]) for i in (0, 2)]
             above = np.where(scores > 0, 1.0, 0.0)
             axes.contourf(*steps, above, levels=[-0.5, 0.5, 1.5], colors=[COLORS[0], COLORS[1]], alpha=0.16)
             if scores.min() < 0 < scores.max():
@@ -81,7 +81,7 @@ def _accuracies(records: Sequence[Record]) -> Picture:
     axes = figure.subplots()
     seeds = sorted({r["seed"] for r in records})
     for seed in seeds:
-        ends = [[100 * r[key] for r in records if (r["arm"], r["seed"]) == (arm, seed)][0]
+        ends = [next(100 * r[key] for r in records if (r["arm"], r["seed"]) == (arm, seed))
                 for arm in ARMS for key in ("train", "test")]  # fmt: skip
         for place in range(len(ARMS)):
             axes.plot([place - 0.15, place + 0.15], ends[2 * place : 2 * place + 2], color="#bbbbbb", lw=1, zorder=1)

@@ -61,7 +61,9 @@ class Outcome:
 
     def show(self, to: Console) -> None:
         """Print the tables and the verdict."""
-        print_answer(to, [check_table(self.findings.checks), *self.findings.tables], self.headline, self.findings.limits)
+        print_answer(
+            to, [check_table(self.findings.checks), *self.findings.tables], self.headline, self.findings.limits
+        )
 
 
 def directories(config: RunClaims) -> dict[str, Path]:

@@ -110,7 +110,8 @@ def _effect(given: Mapping[str, Any], seed: int) -> Measurement:
         "batch": batch_norm.forward_train(x, eps=given["eps"])[0],
         "zca": whitening.forward(x, method="zca", eps=given["eps"])[0],
     }
-    records, arrays = [], {}
+    records: list[Record] = []
+    arrays: dict[str, Array] = {}
     for name, features in inputs.items():
         covariance = np.cov(features.T, bias=True)
         condition, steps, curve = train(features, y, limit=given["limit"], excess=given["excess"])
@@ -137,15 +138,15 @@ def data(given: Mapping[str, Any], seed: int) -> tuple[Array, Array]:
     Returns
     -------
     x : ndarray of shape (samples, features)
-        A few common factors plus noise of each feature; standard deviations from 0.3 to 3.
+        A few common factors plus noise of each feature; sizes that differ tenfold.
     y : ndarray of shape (samples,)
         The target.
     """
     draw, features = np.random.default_rng(seed), given["features"]
     factors = draw.standard_normal((given["samples"], features // 4))
     mixed = factors @ draw.standard_normal((features // 4, features))
-    mixed += 0.5 * draw.standard_normal(mixed.shape)
-    x = mixed * np.geomspace(0.1, 1.0, features) + draw.standard_normal(features)
+    mixed += 1.0 * draw.standard_normal(mixed.shape)
+    x: Array = mixed * np.geomspace(0.3, 3.0, features) + draw.standard_normal(features)
     standardized = (x - x.mean(axis=0)) / x.std(axis=0)
     y = standardized @ draw.standard_normal(features) + NOISE_STD * draw.standard_normal(len(x))
     return x, y
@@ -177,14 +178,14 @@ def train(x: Array, y: Array, *, limit: int, excess: float) -> tuple[float, floa
         The share of the excess that is left after each step.
     """
     rows = np.column_stack([x, np.ones(len(x))])
-    curvatures = np.linalg.eigvalsh(rows.T @ rows / len(rows))
+    curvatures: Array = np.linalg.eigvalsh(rows.T @ rows / len(rows))
     loss = descent.least_squares(rows, y)
     lowest = loss.value(np.linalg.lstsq(rows, y, rcond=None)[0])
     path = descent.stochastic_descend(
         loss, np.zeros(rows.shape[1]), batch_size=len(rows), epochs=limit,
         lr=2.0 / (curvatures[0] + curvatures[-1]), generator=np.random.default_rng(0),
     )  # fmt: skip
-    left = (path.values - lowest) / (path.values[0] - lowest)
+    left: Array = (path.values - lowest) / (path.values[0] - lowest)
     done = np.flatnonzero(left <= excess)
     return float(curvatures[-1] / curvatures[0]), float(done[0]) if len(done) else np.inf, left
 
@@ -216,27 +217,27 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         f"{spread(steps['raw'])} on raw inputs.",
         checks=checks,
         numbers=[
-            f"Time of whitening over BN, forward and backward: {np.median(ratios[few]):.1f} with {few} features, "
-            f"{np.median(ratios[many]):.0f} with {many}.",
-            f"Condition number of the loss: {spread(_values(effects, 'raw', 'condition'))} raw, "
+            (f"Time of whitening over BN, forward and backward: {np.median(ratios[few]):.1f} with {few} features, "
+            f"{np.median(ratios[many]):.0f} with {many}."),
+            (f"Condition number of the loss: {spread(_values(effects, 'raw', 'condition'))} raw, "
             f"{spread(_values(effects, 'batch', 'condition'))} after BN, "
-            f"{spread(_values(effects, 'zca', 'condition'))} whitened.",
+            f"{spread(_values(effects, 'zca', 'condition'))} whitened."),
         ],
         limits=[
-            "Times are of the NumPy textbook on this machine: an eigendecomposition against a few passes over an "
-            "array. Compiled kernels would move both, BN further.",
-            "The inputs of a linear model, whitened once: the gain inside a network, where statistics move and are "
-            "those of a batch, is another question.",
+            ("Times are of the NumPy textbook on this machine: an eigendecomposition against a few passes over an "
+            "array. Compiled kernels would move both, BN further."),
+            ("The inputs of a linear model, whitened once: the gain inside a network, where statistics move and are "
+            "those of a batch, is another question."),
         ],
         tables=[_cost_table(costs), _effect_table(effects)],
         pictures=figures(given, costs, effects, arrays),
         definitions=[
             ("whitened", "ZCA: multiplied by the inverse root of the covariance matrix, which makes it the identity."),
-            ("time", f"Forward and backward of a batch of {given['count']}, both in turn in random order; median of "
-             f"{given['repeats']}, and ratios inside a pair."),
+            ("time", (f"Forward and backward of a batch of {given['count']}, both in turn in random order; median of "
+             f"{given['repeats']}, and ratios inside a pair.")),
             ("operations", "Of one forward, counted (equations 82 and 83 of the derivation)."),
-            ("done", f"The loss is within {given['excess']:g} of its initial excess over the lowest loss there is. The "
-             "learning rate is the best constant one, which is known for a quadratic loss."),
+            ("done", (f"The loss is within {given['excess']:g} of its initial excess over the lowest loss. The "
+             "learning rate is the best constant one, which is known for a quadratic loss.")),
             ("condition number", "Largest over smallest curvature of the loss."),
         ],
     )  # fmt: skip

@@ -78,7 +78,7 @@ def _covariance(arrays: Arrays) -> Picture:
     return Picture(
         "covariance",
         "Covariance of the inputs",
-        "Seed 0. Raw: correlated and of different sizes; BN makes the diagonal 1 and leaves the correlations; whitening "
+        "Seed 0. Raw: correlated and of different sizes; BN makes the diagonal 1 and leaves the correlations; ZCA "
         "leaves the diagonal only.",
         "Three covariance matrices as colours: raw, after BN, whitened.",
         figure,
@@ -106,9 +106,9 @@ def _training(given: Mapping[str, Any], effects: Sequence[Record], arrays: Array
     return Picture(
         "training",
         "What whitening gains",
-        "Full-batch gradient descent on a linear model, at the best constant rate of each. Left: excess over the lowest "
-        f"loss, as a share of that at the start (dotted: done; cut off at {given['excess'] / 30:.2g}). Right: one point "
-        "per seed.",
+        "Full-batch gradient descent on a linear model, at the best constant rate of each. Left: excess over the "
+        f"lowest loss, as a share of the first (dotted: done; cut off at {given['excess'] / 30:.2g}). Right: one "
+        "point per seed.",
         "Training curves and steps against condition number for raw, normalized and whitened inputs.",
         figure,
     )
