@@ -156,8 +156,8 @@ def check_table(checks: Sequence[Check]) -> Table:
         for check in checks
     ]
     note = (
-        "Each check is made once per seed (or start, or repeat); mean and sample standard deviation, over these, of what is "
-        "measured."
+        "Each check is made once per seed (or start, or repeat); mean and sample standard deviation, over these, of "
+        "what is measured."
     )
     return Table("What decides", ["check", "measured, and the rule", "verdict", "kept in", "mean", "std"], rows, note)
 

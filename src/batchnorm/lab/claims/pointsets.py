@@ -94,8 +94,12 @@ def _arrays(path: Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
         from scipy.io import loadmat  # type: ignore[import-untyped]  # comes with scikit-learn
+        from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 
-        return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+        try:
+            return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+        except MatReadError as error:
+            raise ValueError(path) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason_of(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, zipfile.BadZipFile,

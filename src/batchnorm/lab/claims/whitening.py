@@ -177,8 +177,8 @@ def train(x: Array, y: Array, *, limit: int, excess: float) -> tuple[float, floa
     curve : ndarray of shape (limit + 1,)
         The share of the excess that is left after each step.
     """
-    rows = np.column_stack([x, np.ones(len(x))])
-    curvatures: Array = np.linalg.eigvalsh(rows.T @ rows / len(rows))
+    rows: Array = np.hstack([x, np.ones((len(x), 1))])
+    curvatures = np.linalg.eigvalsh(rows.T @ rows / len(rows))
     loss = descent.least_squares(rows, y)
     lowest = loss.value(np.linalg.lstsq(rows, y, rcond=None)[0])
     path = descent.stochastic_descend(
