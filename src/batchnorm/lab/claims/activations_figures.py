@@ -87,7 +87,12 @@ def _histograms(given: Mapping[str, Any], arrays: Arrays, activation: str) -> Pi
             axes.spines["left"].set_visible(False)
             if share.sum() < 0.995:
                 axes.annotate(
-                    f"{100 * (1 - share.sum()):.0f}% beyond", (0.97, 0.85), xycoords="axes fraction", ha="right", size=7
+                    f"{100 * (1 - share.sum()):.0f}% beyond",
+                    (0.97, 0.85),
+                    xycoords="axes fraction",
+                    ha="right",
+                    size=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
                 )
         line[0].set_ylabel(f"{name}\n{NORMS[norm]}", rotation=0, ha="right", va="center")
     for layer, axes in enumerate(grid[0], start=1):
@@ -97,7 +102,7 @@ def _histograms(given: Mapping[str, Any], arrays: Arrays, activation: str) -> Pi
         f"Distribution of the activations, {NAMES[activation]}",
         f"Histograms of the outputs of each layer (seed 0), from {edges[0]:g} to {edges[-1]:g}; each is drawn to its "
         "own height, so a spike stands for everything in one place. "
-        + ("The spike of ReLU at 0 is the half that it cuts off." if activation == "relu" else ""),
+        + ("Positive outputs only: the zeros would be a spike that hides them." if activation == "relu" else ""),
         f"Histograms of {NAMES[activation]} outputs: {layers} layers, four initializers, without and with BN.",
         figure,
     )

@@ -121,7 +121,7 @@ def train(arm: str, points: Points, seed: int, given: Mapping[str, Any]) -> tupl
     Parameters
     ----------
     arm : str
-        none, l2, dropout, or fixed_mask: dropout as published, with the generator seeded again in every step.
+        One of none, l2, dropout, and fixed_mask: dropout as published, with the generator seeded again in every step.
     points : Points
         The data.
     seed : int

@@ -180,7 +180,8 @@ def train(x: Array, y: Array, *, limit: int, excess: float) -> tuple[float, floa
     rows: Array = np.hstack([x, np.ones((len(x), 1))])
     curvatures = np.linalg.eigvalsh(rows.T @ rows / len(rows))
     loss = descent.least_squares(rows, y)
-    lowest = loss.value(np.linalg.lstsq(rows, y, rcond=None)[0])
+    solution: Array = np.asarray(np.linalg.lstsq(rows, y, rcond=None)[0], dtype=np.float64)
+    lowest = loss.value(solution)
     path = descent.stochastic_descend(
         loss, np.zeros(rows.shape[1]), batch_size=len(rows), epochs=limit,
         lr=2.0 / (curvatures[0] + curvatures[-1]), generator=np.random.default_rng(0),
