@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo bench test lint format clean
+.PHONY: demo bench test sanitize lint format clean
 
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
@@ -24,6 +24,16 @@ lint: .venv/installed-lint       ## style and types
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+sanitize: .venv/installed-test   ## the kernel tests on a build that checks every address, and for undefined behaviour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake ninja nanobind
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DSKBUILD=1 -DBATCHNORM_SANITIZE=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/sanitize
+	rm -rf build/sanitized && cp -r src build/sanitized && cp build/sanitize/_native*.so build/sanitized/batchnorm/kernels/
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
+	  $(BIN)/python -m pytest tests/kernels tests/test_functional.py
 
 format: .venv/installed-lint
 	$(BIN)/ruff check --fix src tests benchmarks

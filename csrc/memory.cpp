@@ -52,7 +52,6 @@ class Blocks {
     const Block block{address, it->second};
     used_.erase(it);
     used_bytes_ -= block.bytes;
-    madvise(block.address, block.bytes, MADV_FREE);
     kept_.push_back(block);
     kept_bytes_ += block.bytes;
   }

@@ -1,8 +1,8 @@
 // Memory for large outputs that is written many times and faulted in once.
 //
 // A fresh page costs more than writing it: the kernel clears it, a 4 KB page at a time. Blocks are therefore kept when
-// their tensor dies and given to the next one that fits. A kept block is the system's to take (MADV_FREE), and blocks in
-// use and kept together never exceed the most that was ever in use at once.
+// their tensor dies and given to the next one that fits. Blocks in use and kept together never exceed the most that was
+// ever in use at once (docs/decisions/0007).
 #pragma once
 
 #include <cstddef>

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBlockValues = 8192;  // 32 KB of float32: a block's second look finds it in L1
 constexpr int64_t kLeastBlockRows = 32, kMostBlockRows = 256;
-constexpr int64_t kPartValues = 1 << 16, kMostParts = 64;
+constexpr int64_t kPartValues = 1 << 14, kMostParts = 64;
 
 template <class T, bool has_residual, Fused fused>
 class Rows {

@@ -8,6 +8,7 @@ against; ``batchnorm.lab`` trains with and without batch normalization and shows
 
 from batchnorm import functional as functional
 from batchnorm import nn as nn
+from batchnorm.allocator import tune_allocator as tune_allocator
 from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d

@@ -137,6 +137,7 @@ def _compare(config: CompareConfig) -> int:
     out.print(
         f"{plan(len(config.norm), len(config.lr), config.seeds, config.steps)}, into {writer.path}", soft_wrap=True
     )
+    batchnorm.tune_allocator()  # the process is the command's own
     interrupted = False
     try:
         with training_bar(out) as advance:
