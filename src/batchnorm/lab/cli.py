@@ -18,7 +18,7 @@ import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
-from batchnorm.lab.claims.config import ClaimsConfig, ListClaims, RunClaims
+from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.config import CompareConfig
 from batchnorm.lab.errors import LabError
 
@@ -101,14 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _bench(command)
             case PageConfig():
                 return _bench_page(command)
-            case ClaimsConfig(action=ListClaims()):
-                return _list_claims()
-            case ClaimsConfig(action=RunClaims() as chosen):
-                return _run_claims(chosen)
-            case CompareConfig():
-                return _compare(command)
+            case ClaimsConfig():
+                return _claims(command)
             case _:
-                raise AssertionError(command)
+                return _compare(command)
     except LabError as error:
         sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
@@ -220,6 +216,10 @@ def _check(config: CheckConfig) -> int:
     if any(report.failure for report in reports):
         return BAD_INPUT
     return DONE if all(report.ok for report in reports) else WRONG
+
+
+def _claims(config: ClaimsConfig) -> int:
+    return _run_claims(config.action) if isinstance(config.action, RunClaims) else _list_claims()
 
 
 def _list_claims() -> int:
