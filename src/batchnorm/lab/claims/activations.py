@@ -143,8 +143,8 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
         limits=[
             ("At initialization, with Gaussian input: nothing is trained, so it says where training starts, not where "
             "it gets."),
-            (f"Statistics of {given['batch']} samples. With BN the gradient grows on its way back (see the figure): "
-            "the size of the signal is kept, that of the gradient is not."),
+            (f"Statistics of {given['batch']} samples. BN keeps the size of the signal; that of the gradient on "
+            "its way back is another matter, see the gradient ratio of the table and the figure."),
             *(
                 [
                     (f"{given['units']} units, where the source has {SOURCE_UNITS}; the Gaussian deviations are larger "

@@ -211,9 +211,11 @@ def find(given: Mapping[str, Any], records: Sequence[Record], arrays: Arrays) ->
     checks = judge_records(races, given["limit"])
     best = {key: min(RULES, key=lambda rule: _capped(races[*key, rule].steps, given["limit"]).mean())
             for key in ((name, noisy) for name in FUNCTIONS for noisy in (False, True))}  # fmt: skip
+    firsts = set(best.values())
+    first = f"{firsts.pop()} is first everywhere" if len(firsts) == 1 else "no rule is first everywhere"
     kept = sum(check.status == "holds" for check in checks)
     return Findings(
-        headline=f"{kept} of {len(checks)} comparisons with SGD hold from every start; no rule is first everywhere.",
+        headline=f"{kept} of {len(checks)} comparisons with SGD hold from every start; {first}.",
         checks=checks,
         numbers=[
             f"First on {name}: {best[name, False]} with exact gradients, {best[name, True]} with noisy ones."
