@@ -22,7 +22,8 @@ LAB_ORDER = [
     {"summary", "probes"},
     {"wording", "trainer"},
     {"plots", "terminal"},
-    {"report", "bench"},
+    {"page", "bench"},
+    {"report", "claims"},
     {"cli"},
 ]
 BENCH_ORDER = [
@@ -35,7 +36,7 @@ BENCH_ORDER = [
     {"run"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
-NO_TORCH = {"artefacts", "comparison", "config", "files", "plots", "report", "summary", "terminal", "wording"}
+NO_TORCH = {"artefacts", "comparison", "config", "files", "page", "plots", "report", "summary", "terminal", "wording"}
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
 TRAINING = {"data", "environment", "models", "probes", "trainer"}
 

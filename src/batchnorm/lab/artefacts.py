@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.files import jsonable, reason_of, write_json
+from batchnorm.lab.files import jsonable, make_run_directory, reason_of, write_json
 
 FORMAT = 1
 RUN_STATUSES = ("finished", "interrupted")
@@ -69,14 +69,8 @@ class RunWriter:
             The directory cannot be created or written, is a file, or already holds something.
         """
         path = Path(path)
+        make_run_directory(path)
         try:
-            if path.exists() and not path.is_dir():
-                raise OutputError(f"cannot write the run to {path}: it is a file; give --out a new or empty directory")
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise OutputError(
-                    f"cannot write the run to {path}: it is not empty; give --out a new or empty directory"
-                )
             (path / "trials").mkdir()
         except OSError as error:
             raise OutputError(

@@ -18,6 +18,7 @@ import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
+from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.config import CompareConfig
 from batchnorm.lab.errors import LabError
 
@@ -31,8 +32,9 @@ BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file
 DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does, and a check of your own code.
 
 `batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1 something
-is wrong: check found a mistake, or bench a wrong answer (and prints no number); 2 bad input, said in one line; 3 done
-and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report made from what was recorded."""
+is wrong: check found a mistake, bench a wrong answer (and prints no number), or a claim does not hold everywhere; 2 bad
+input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report of compare
+made from what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class CheckConfig:
     """Seconds that loading a file, and each of its functions, may take."""
 
 
-Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig
+Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
+    | Annotated[ClaimsConfig, tyro.conf.subcommand("claims")]
 )
 
 
@@ -78,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 1 a check found a mistake, or a benchmark a wrong answer; 2 bad input; 3 done, but a trial
-        diverged; 130 interrupted.
+        Exit code: 0 done; 1 a check found a mistake, a benchmark a wrong answer, or a claim does not hold
+        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -98,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _bench(command)
             case PageConfig():
                 return _bench_page(command)
+            case ClaimsConfig():
+                return _claims(command)
             case _:
                 return _compare(command)
     except LabError as error:
@@ -148,9 +153,15 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _report(config: ReportConfig) -> int:
+    from batchnorm.lab.claims.run import is_claim, make_page
     from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console, print_summary
 
+    if is_claim(config.directory):
+        outcome = make_page(config.directory)
+        outcome.show(console())
+        _say(f"\nreport: {outcome.page}")
+        return DONE
     report = make_report(config.directory)
     print_summary(console(), report.summary)
     _say_where(report)
@@ -205,6 +216,37 @@ def _check(config: CheckConfig) -> int:
     if any(report.failure for report in reports):
         return BAD_INPUT
     return DONE if all(report.ok for report in reports) else WRONG
+
+
+def _claims(config: ClaimsConfig) -> int:
+    return _run_claims(config.action) if isinstance(config.action, RunClaims) else _list_claims()
+
+
+def _list_claims() -> int:
+    from batchnorm.lab.claims.registry import CLAIMS
+
+    for claim in CLAIMS.values():
+        _say(f"{claim.name}\n    {claim.sentence}\n    decided by: {claim.rule}\n    from: {claim.source}")
+    return DONE
+
+
+def _run_claims(config: RunClaims) -> int:
+    from batchnorm.lab.claims.findings import HOLDS
+    from batchnorm.lab.claims.run import directories, prepare, record
+    from batchnorm.lab.terminal import console, counting_bar
+
+    out, statuses = console(), {}
+    prepared = [prepare(name, config, path) for name, path in directories(config).items()]
+    for run in prepared:
+        out.print(f"claim {run.claim.name}, into {run.path}", soft_wrap=True)
+        with counting_bar(out, run.total) as advance:
+            outcome = record(run, advance)
+        outcome.show(out)
+        _say(f"\nreport: {outcome.page}\n")
+        statuses[run.claim.name] = outcome.findings.status
+    if len(statuses) > 1:
+        _say("\n".join(f"{name}: {status}" for name, status in statuses.items()))
+    return DONE if set(statuses.values()) == {HOLDS} else WRONG
 
 
 def command_line(config: CompareConfig) -> str:

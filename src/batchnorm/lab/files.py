@@ -52,6 +52,29 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
+def make_run_directory(path: Path) -> None:
+    """Create a run directory, with missing parents.
+
+    Parameters
+    ----------
+    path : Path
+        A directory that does not exist yet, or is empty.
+
+    Raises
+    ------
+    OutputError
+        It cannot be created or written, is a file, or already holds something.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"cannot write the run to {path}: it is a file; give --out a new or empty directory")
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise OutputError(f"cannot write the run to {path}: it is not empty; give --out a new or empty directory")
+    except OSError as error:
+        raise OutputError(f"cannot write the run to {path}: {reason_of(error)}; give --out a writable place") from error
+
+
 def jsonable(value: Any) -> Any:
     """Turn ``value`` into what JSON can hold.
 

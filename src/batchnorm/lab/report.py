@@ -1,16 +1,13 @@
 """One self-contained page from a run directory: no network, no torch, nothing that is not in the files."""
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from batchnorm.lab.artefacts import Run, read_run
 from batchnorm.lab.comparison import LEARNED
 from batchnorm.lab.files import write_text
-from batchnorm.lab.plots import DPI, Picture, pictures, save
+from batchnorm.lab.page import EmbeddedPicture, embed, fill, text
+from batchnorm.lab.plots import pictures
 from batchnorm.lab.summary import Summary, summarize
 from batchnorm.lab.wording import arm_name, from_step, percent, plural, saturation, tables, verdict
 
@@ -29,16 +26,6 @@ class Report:
 
     page: Path
     summary: Summary
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A picture as the page embeds it."""
-
-    picture: Picture
-    data: str
-    width: int
-    height: int
 
 
 def make_report(path: str | Path) -> Report:
@@ -61,18 +48,13 @@ def make_report(path: str | Path) -> Report:
     run = read_run(path)
     summary = summarize(run)
     summary.write(run.path / "summary.json")
-    figures = []
-    for picture in pictures(run, summary):
-        file = save(picture, run.path / "figures")
-        if picture.caption:
-            width, height = (round(DPI * inches) for inches in picture.figure.get_size_inches())
-            figures.append(_Figure(picture, base64.b64encode(file.read_bytes()).decode(), width, height))
+    figures = embed(pictures(run, summary), run.path / "figures")
     page = run.path / "report.html"
     write_text(page, render(run, summary, figures))
     return Report(page, summary)
 
 
-def render(run: Run, summary: Summary, figures: list[_Figure]) -> str:
+def render(run: Run, summary: Summary, figures: list[EmbeddedPicture]) -> str:
     """Fill the template.
 
     Parameters
@@ -89,14 +71,8 @@ def render(run: Run, summary: Summary, figures: list[_Figure]) -> str:
     str
         HTML.
     """
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("batchnorm.lab"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
         command=run.config.get("command", ""),
         lead=_lead(run),
         status=summary.status,
@@ -107,11 +83,11 @@ def render(run: Run, summary: Summary, figures: list[_Figure]) -> str:
         model=run.config["model"],
         settings=run.config["config"],
         arm_name=arm_name,
-        environment=[(key, _text(value)) for key, value in run.environment.items()],
+        environment=[(key, text(value)) for key, value in run.environment.items()],
         learned=percent(summary.chance + LEARNED * (1 - summary.chance)),
         percentiles_from=from_step(summary),
         saturated=saturation(run.config["model"].get("activation", "")),
-        config=[(key, _text(value)) for key, value in run.config["config"].items()],
+        config=[(key, text(value)) for key, value in run.config["config"].items()],
     )
 
 
@@ -123,11 +99,3 @@ def _lead(run: Run) -> str:
         f"{' and '.join(arms)}: {plural(len(settings.get('lr') or []), 'learning rate')}, "
         f"{plural(int(settings.get('seeds', 1)), 'seed')}, {int(settings.get('steps') or 0):,} steps each."
     )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(_text(item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """What a run says on the terminal: a line at the start, a bar while it trains, the tables at the end."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from batchnorm.lab.summary import Summary
-from batchnorm.lab.wording import percent, plural, tables, verdict
+from batchnorm.lab.wording import Table, percent, plural, tables, verdict
 
 PIPE_WIDTH = 132  # a pipe has no width: wide enough for every table on one line per row
 
@@ -114,6 +114,31 @@ def training_bar(to: Console) -> Iterator[Callable[[TrainingProgress], None]]:
         yield advance
 
 
+@contextmanager
+def counting_bar(to: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar while things are done one by one. In a pipe, show nothing.
+
+    Parameters
+    ----------
+    to : Console
+        Where.
+    total : int
+        How many there are.
+
+    Yields
+    ------
+    callable
+        To be called with a few words when one is done.
+    """
+    if not to.is_terminal:
+        yield lambda _: None
+        return
+    columns = (BarColumn(bar_width=12), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True))
+    with Progress(*columns, TextColumn("{task.description}"), console=to, transient=True) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda words: bar.update(task, advance=1, description=words)
+
+
 def print_summary(to: Console, summary: Summary) -> None:
     """Print the tables and the answer: the numbers that the page shows.
 
@@ -124,7 +149,25 @@ def print_summary(to: Console, summary: Summary) -> None:
     summary : Summary
         The numbers of a run.
     """
-    for table in tables(summary):
+    answer = verdict(summary)
+    print_answer(to, tables(summary), answer.headline, answer.limits)
+
+
+def print_answer(to: Console, given: Iterable[Table], headline: str, limits: Iterable[str]) -> None:
+    """Print tables, a headline and the limits of the answer.
+
+    Parameters
+    ----------
+    to : Console
+        Where.
+    given : iterable of Table
+        The tables.
+    headline : str
+        The answer.
+    limits : iterable of str
+        What limits it.
+    """
+    for table in given:
         to.print()
         grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
         for number, column in enumerate(table.columns):
@@ -133,10 +176,9 @@ def print_summary(to: Console, summary: Summary) -> None:
             grid.add_row(*(Text(cell) for cell in row))
         to.print(grid)
         to.print(Text(table.note, style="dim"))
-    answer = verdict(summary)
     to.print()
-    to.print(Text(answer.headline, style="bold"))
-    for limit in answer.limits:
+    to.print(Text(headline, style="bold"))
+    for limit in limits:
         to.print(Text(f"  {limit}"))
 
 

@@ -1,0 +1,83 @@
+"""What every page of the lab has in common: its template, its pictures, its way to write a value."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from batchnorm.lab.plots import DPI, Picture, save
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture as a page embeds it: its file in base64, and its size in pixels."""
+
+    picture: Picture
+    data: str
+    width: int
+    height: int
+
+
+def embed(pictures: Iterable[Picture], folder: Path) -> list[EmbeddedPicture]:
+    """Save pictures, and embed those that have a caption.
+
+    Parameters
+    ----------
+    pictures : iterable of Picture
+        What was drawn.
+    folder : Path
+        Where the files go.
+
+    Returns
+    -------
+    list of EmbeddedPicture
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    embedded = []
+    for picture in pictures:
+        file = save(picture, folder)
+        if picture.caption:
+            width, height = (round(DPI * inches) for inches in picture.figure.get_size_inches())
+            embedded.append(EmbeddedPicture(picture, base64.b64encode(file.read_bytes()).decode(), width, height))
+    return embedded
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill a template of the lab.
+
+    Parameters
+    ----------
+    template : str
+        Name of its file.
+    **values : object
+        What it asks for.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("batchnorm.lab"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template(template).render(**values)
+
+
+def text(value: Any) -> str:
+    """Write a value of a config as words: lists with spaces, numbers short, a dash for None."""
+    if isinstance(value, list | tuple):
+        return " ".join(text(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
