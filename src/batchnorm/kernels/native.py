@@ -1,9 +1,7 @@
 """Batch normalization in C++ for CPUs (``csrc/``): statistics, scaling, residual and activation in one pass each way.
 
-This file is the border: it brings tensors into one of the two layouts that the kernels read, allocates what they
-write, and passes addresses. A tensor that is neither made of contiguous planes (N, C, then contiguous space) nor of
-contiguous rows (channels last) is copied once, into the layout of ``x``; slices over samples, channels or rows are
-read in place.
+This file is the border: it finds how to walk a tensor, allocates what the kernels write, and passes addresses. What is
+made neither of contiguous planes nor of contiguous rows (channels last) is copied once, into the layout of ``x``.
 """
 
 from __future__ import annotations
