@@ -115,8 +115,8 @@ struct Correction {
   }
 };
 
-// Mean and deviations in float64, value by value: for channels whose squares overflow the arithmetic, or that hold
-// values that are not finite.
+// One value in float64. The moments of a channel whose squares overflow the arithmetic, or that holds values that are not
+// finite, are taken from these, value by value.
 template <class T>
 inline double value_at(const T* p) {
   if constexpr (__is_same(T, float) || __is_same(T, double)) return static_cast<double>(*p);
