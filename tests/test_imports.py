@@ -17,10 +17,10 @@ KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "native", "c
 LAB_ORDER = [
     {"errors", "environment"},
     {"config", "files"},
-    {"artefacts", "data"},
+    {"artefacts", "data", "recording"},
     {"comparison", "models"},
     {"summary", "probes"},
-    {"wording", "trainer"},
+    {"wording", "trainer", "training"},
     {"plots", "terminal"},
     {"page", "bench"},
     {"report", "claims"},
@@ -36,9 +36,25 @@ BENCH_ORDER = [
     {"run"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
-NO_TORCH = {"artefacts", "comparison", "config", "files", "page", "plots", "report", "summary", "terminal", "wording"}
+NO_TORCH = {
+    "artefacts",
+    "comparison",
+    "config",
+    "files",
+    "page",
+    "plots",
+    "recording",
+    "report",
+    "summary",
+    "terminal",
+    "wording",
+}
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
-TRAINING = {"data", "environment", "models", "probes", "trainer"}
+NEEDED_BY_THE_LAB = {
+    *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
+    *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
+}
+TRAINING = {"data", "environment", "models", "probes", "trainer", "training"}
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:
@@ -85,7 +101,7 @@ def test_import_rules(path: Path) -> None:
         gate = place == ["lab", "bench", "gate"] or (place == ["lab", "cli"] and inner[:2] == ["reference", "check"])
         if inner[:1] == ["reference"] and place[:2] != ["lab", "claims"] and not gate:
             breach(line, name, "reference: tests, docs, examples, lab/claims, lab/bench/gate; its check: lab/cli")
-        if place[0] != "lab" and top in {"matplotlib", "sklearn", "rich", "tyro", "jinja2", "pooch"}:
+        if place[0] != "lab" and top in NEEDED_BY_THE_LAB:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
         for which, order in (("kernels", KERNELS_ORDER), ("lab", LAB_ORDER)):

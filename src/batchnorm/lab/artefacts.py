@@ -14,9 +14,8 @@ JSON has no NaN: values that are not finite are stored as ``null`` and come back
 ``records.jsonl`` is written whole under another name and then renamed, so a reader never meets half of one.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.files import jsonable, make_run_directory, reason_of, write_json
+from batchnorm.lab.files import append_line, make_run_directory, read_lines, read_mapping, reason_of, write_json
 
 FORMAT = 1
 RUN_STATUSES = ("finished", "interrupted")
@@ -141,12 +140,7 @@ class TrialWriter:
         OutputError
             The disk refuses.
         """
-        line = json.dumps(jsonable(record), allow_nan=False, separators=(",", ":"))
-        try:
-            with (self.path / "records.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.path}: {reason_of(error)}") from error
+        append_line(self.path / "records.jsonl", record)
 
     def end(self, *, status: str, step: int, reason: str = "") -> None:
         """Say how the trial ended.
@@ -280,15 +274,15 @@ def read_run(path: str | Path) -> Run:
         raise OutputError(
             f"{path} is not a run directory: it {what}; give the directory that `batchnorm compare` printed"
         )
-    config = _read_mapping(path / "config.json", require=("config", "data", "model"))
+    config = read_mapping(path / "config.json", require=("config", "data", "model"))
     if config.get("format") != FORMAT:
         raise OutputError(
             f"{path / 'config.json'} has format {config.get('format')!r}, this version reads {FORMAT}; run again"
         )
-    environment = _read_mapping(path / "environment.json") if (path / "environment.json").is_file() else {}
+    environment = read_mapping(path / "environment.json") if (path / "environment.json").is_file() else {}
     status = "interrupted"
     if (path / "status.json").is_file():
-        status = _read_mapping(path / "status.json", require=("status",))["status"]
+        status = read_mapping(path / "status.json", require=("status",))["status"]
     arms = list(config["config"].get("norm", ()))
     trials = [
         _read_trial(child) for child in sorted((path / "trials").glob("*/")) if (child / "records.jsonl").is_file()
@@ -303,10 +297,10 @@ def _read_trial(path: Path) -> Trial:
         raise OutputError(
             f"{path} is not a trial: directories in trials/ are named <norm>-lr<lr>-seed<seed>; move it away"
         )
-    records = _read_records(path / "records.jsonl")
+    records = read_lines(path / "records.jsonl")
     end: dict[str, Any] = {"status": "interrupted", "step": records[-1]["step"] if records else 0, "reason": ""}
     if (path / "trial.json").is_file():
-        end = _read_mapping(path / "trial.json", require=("status", "step"))
+        end = read_mapping(path / "trial.json", require=("status", "step"))
     try:
         return Trial(
             norm=name["norm"],
@@ -329,23 +323,6 @@ def _read_trial(path: Path) -> Trial:
         ) from error
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):  # no newline after it: the process was killed while writing
-                break
-            raise OutputError(
-                f"{path}, line {number} is damaged: {error}; delete this trial and report again"
-            ) from error
-    return records
-
-
 def _stack(values: Iterable[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Stack one value per record; null is NaN, also where it stands for a whole array. ``shape`` is for no records."""
     arrays = [np.asarray(value, dtype=np.float64) for value in values]
@@ -353,13 +330,3 @@ def _stack(values: Iterable[Any], shape: tuple[int, ...]) -> NDArray[np.float64]
     if known == () and shape:
         known = shape
     return np.stack([np.broadcast_to(array, known) for array in arrays]) if arrays else np.empty((0, *shape))
-
-
-def _read_mapping(path: Path, require: Sequence[str] = ()) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict) or any(key not in value for key in require):
-        raise OutputError(f"{path} is damaged: it must hold {', '.join(require) or 'a JSON object'}")
-    return value

@@ -52,6 +52,96 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
+def json_line(value: Any) -> str:
+    """Write ``value``, as for :func:`write_json`, as one line of JSON with its end."""
+    return json.dumps(jsonable(value), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append ``value`` as one line of JSON and hand it to the operating system: it survives the end of the process.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    value : object
+        As for :func:`write_json`.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses.
+    """
+    line = json_line(value)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {reason_of(error)}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read what :func:`append_line` wrote; a last line without its end, cut off while it was written, is dropped.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    OutputError
+        The file cannot be read, or a line of it is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {reason_of(error)}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the process was killed while writing
+                break
+            raise OutputError(f"{path}, line {number} is damaged: {error}; delete that line and try again") from error
+    return records
+
+
+def read_mapping(path: Path, require: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    require : sequence of str
+        Keys that it must have.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    OutputError
+        The file cannot be read, is not a JSON object, or lacks a key.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or any(key not in value for key in require):
+        raise OutputError(f"{path} is damaged: it must hold {', '.join(require) or 'a JSON object'}")
+    return value
+
+
 def make_run_directory(path: Path) -> None:
     """Create a run directory, with missing parents.
 
