@@ -66,20 +66,37 @@ struct Moments {
   }
 };
 
-inline double parameter(const void* data, Dtype dtype, int64_t c, double neutral) {
-  if (data == nullptr) return neutral;
+inline double element(const void* vector, Dtype dtype, int64_t c) {
   switch (dtype) {
     case Dtype::kFloat32:
-      return static_cast<double>(static_cast<const float*>(data)[c]);
+      return static_cast<double>(static_cast<const float*>(vector)[c]);
     case Dtype::kFloat64:
-      return static_cast<const double*>(data)[c];
+      return static_cast<const double*>(vector)[c];
     default: {
-      const uint16_t bits = static_cast<const uint16_t*>(data)[c];
-      const Half half = Half{} + bits;
+      const Half half = Half{} + static_cast<const uint16_t*>(vector)[c];
       const Vec<float> v = dtype == Dtype::kBFloat16 ? widen(half, BFloat16{}) : widen(half, Float16{});
       return static_cast<double>(v[0]);
     }
   }
+}
+
+inline void put_element(void* vector, Dtype dtype, int64_t c, double value) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      static_cast<float*>(vector)[c] = static_cast<float>(value);
+      return;
+    case Dtype::kFloat64:
+      static_cast<double*>(vector)[c] = value;
+      return;
+    default: {
+      const Vec<float> v = splat(static_cast<float>(value));
+      static_cast<uint16_t*>(vector)[c] = (dtype == Dtype::kBFloat16 ? narrow(v, BFloat16{}) : narrow(v, Float16{}))[0];
+    }
+  }
+}
+
+inline double parameter(const void* vector, Dtype dtype, int64_t c, double neutral) {
+  return vector == nullptr ? neutral : element(vector, dtype, c);
 }
 
 // The numbers that normalize one channel, from its statistics.
@@ -93,8 +110,8 @@ struct Channel {
 
   Channel(const Call& call, int64_t c, double exact_mean, double var) {
     const double wide_invstd = 1.0 / __builtin_sqrt(var + call.eps);
-    const double weight = parameter(call.affine.weight, call.affine.dtype, c, 1.0);
-    const double bias = parameter(call.affine.bias, call.affine.dtype, c, 0.0);
+    const double weight = parameter(call.affine.weight, call.affine.weight_dtype, c, 1.0);
+    const double bias = parameter(call.affine.bias, call.affine.bias_dtype, c, 0.0);
     mean = static_cast<F>(exact_mean);
     const double rest = exact_mean - static_cast<double>(mean);
     scale = static_cast<F>(weight * wide_invstd);

@@ -32,11 +32,11 @@ struct Output {
   int64_t channel_stride;
 };
 
-// (C,) affine parameters in one dtype; null: 1 and 0.
+// (C,) affine parameters; null: 1 and 0.
 struct Affine {
   const void* weight;
   const void* bias;
-  Dtype dtype;
+  Dtype weight_dtype, bias_dtype;
 };
 
 struct Call {
@@ -60,6 +60,9 @@ struct Kernels {
                 const double* sum_dy, const double* sum_dy_xhat, double count, Output dx, Output dz);
   void (*backward)(const Call&, Input dy, Input x, Input residual, const double* mean, const double* var,
                    bool batch_statistics, double* sum_dy, double* sum_dy_xhat, Output dx, Output dz);
+  // (C,) vectors of any dtype, from and to float64; rounded to nearest.
+  void (*read)(const void* vector, Dtype dtype, int64_t channels, double* values);
+  void (*write)(const double* values, int64_t channels, void* vector, Dtype dtype);
 };
 
 // Targets that this build has and this processor runs, best first; the table ends with a null.

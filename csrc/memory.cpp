@@ -10,7 +10,7 @@
 namespace batchnorm {
 namespace {
 
-constexpr std::size_t kLargePage = std::size_t{2} << 20;
+constexpr std::size_t kLargePage = std::size_t{2} << 20, kGrain = std::size_t{1} << 16;
 
 struct Block {
   void* address;
@@ -20,7 +20,8 @@ struct Block {
 class Blocks {
  public:
   void* acquire(std::size_t bytes) {
-    const std::size_t size = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    const std::size_t grain = bytes < kLargePage ? kGrain : kLargePage;
+    const std::size_t size = (bytes + grain - 1) / grain * grain;
     const std::lock_guard<std::mutex> lock(mutex_);
     // The smallest that fits without wasting an eighth; of equal ones the latest, which may still be in cache.
     auto best = kept_.end();
@@ -57,10 +58,19 @@ class Blocks {
   }
 
  private:
-  // Aligned to a large page, so that all of it can be made of large pages.
+  static void* fresh(std::size_t size) {
+    void* begin = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return begin == MAP_FAILED ? nullptr : begin;
+  }
+
+  // From the size of a large page on, aligned to one, so that all of it can be made of large pages.
   static Block map(std::size_t size) {
-    void* raw = mmap(nullptr, size + kLargePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) return {nullptr, 0};
+    if (size < kLargePage) {
+      void* begin = fresh(size);
+      return {begin, begin == nullptr ? 0 : size};
+    }
+    void* raw = fresh(size + kLargePage);
+    if (raw == nullptr) return {nullptr, 0};
     auto* begin = static_cast<char*>(raw);
     const std::size_t offset = reinterpret_cast<std::size_t>(begin) % kLargePage;
     const std::size_t before = offset == 0 ? 0 : kLargePage - offset;

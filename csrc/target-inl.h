@@ -95,11 +95,20 @@ void backward(const Call& call, Input dy, Input x, Input residual, const double*
   });
 }
 
+void read(const void* vector, Dtype dtype, int64_t channels, double* values) {
+  for (int64_t c = 0; c < channels; ++c) values[c] = element(vector, dtype, c);
+}
+
+void write(const double* values, int64_t channels, void* vector, Dtype dtype) {
+  for (int64_t c = 0; c < channels; ++c) put_element(vector, dtype, c, values[c]);
+}
+
 }  // namespace
 
 #define BATCHNORM_STRING_(x) #x
 #define BATCHNORM_STRING(x) BATCHNORM_STRING_(x)
 extern const Kernels kernels;
-const Kernels kernels = {BATCHNORM_STRING(BATCHNORM_TARGET), collect, normalize, forward, reduce, apply, backward};
+const Kernels kernels = {BATCHNORM_STRING(BATCHNORM_TARGET), collect, normalize, forward,
+                         reduce, apply, backward, read, write};
 
 }  // namespace batchnorm::BATCHNORM_TARGET

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
 ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"]
-KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "native", "composite"}, {"registry"}]
+KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
 LAB_ORDER = [
     {"errors", "environment"},
     {"config", "files"},

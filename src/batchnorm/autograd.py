@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import composite, registry
-from batchnorm.kernels.interface import Statistics, statistics_dtype
+from batchnorm.kernels.interface import Gradients, Statistics, statistics_dtype
 
 # What torch.library enters to reach the kernel below autograd; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
@@ -47,32 +47,20 @@ _backward_operator = torch.ops.batchnorm.backward.default
 
 
 def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    y, statistics = registry.select(x).forward(x, *args)
-    return y, *statistics
+    return registry.select(x).forward(x, *args)
 
 
 def _normalize(x: Tensor, *args: Any) -> Tensor:
     return registry.select(x).normalize(x, *args)
 
 
-def _backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dz, sums = registry.select(x).backward(dy, x, *args)
-    dtype = _gradient_dtype(x, *args)
-    dz = x.new_empty(0) if dz is None else dz  # an operator cannot return None
-    return dx, dz, sums.sum_dy_xhat.to(dtype), sums.sum_dy.to(dtype)
+def _backward(dy: Tensor, x: Tensor, *args: Any) -> Gradients:
+    return registry.select(x).backward(dy, x, *args)
 
 
-def _gradient_dtype(
-    x: Tensor,
-    _residual: Tensor | None,
-    _mean: Tensor,
-    _var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *_: Any,
-) -> torch.dtype:
-    parameter = bias if weight is None else weight
-    return x.dtype if parameter is None else parameter.dtype
+def _backward_in_full(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Be `_backward` for the dispatcher: an operator cannot return None."""
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in _backward(dy, x, *args))
 
 
 # What each operator returns, for tracing.
@@ -87,9 +75,9 @@ def _normalize_fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _backward_fake(_dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dweight, dbias = (x.new_empty(x.shape[1], dtype=_gradient_dtype(x, *args)) for _ in range(2))
-    return torch.empty_like(x), x.new_empty(0) if args[0] is None else torch.empty_like(x), dweight, dbias
+def _backward_fake(_dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    residual, _mean, _var, weight, bias, *_ = args
+    return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in (x, residual, weight, bias))
 
 
 # Derivatives.
@@ -102,16 +90,18 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, residual, weight, bias, ctx.eps, ctx.activation = args
         y, mean, var = forward(*args)
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, var)
         ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
+        ctx.passes_on = residual is not None and ctx.activation is None
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nobody used y
+            return (None,) * 6
         dx, dresidual, dweight, dbias = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, True)
-        if ctx.activation is None:
-            dresidual = dy
-        return *_asked((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4]), None, None
+        return dx, dy if ctx.passes_on else dresidual, dweight, dbias, None, None
 
 
 class _Normalize(torch.autograd.Function):
@@ -121,15 +111,17 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, residual, mean, var, weight, bias, ctx.eps, ctx.activation = args
         y = normalize(*args)
+        # Copies: a later update of the running statistics must not reach into a backward pass still to come.
+        wide = statistics_dtype(x.device)
+        mean, var = mean.to(wide, copy=True), var.to(wide, copy=True)
         ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
+        ctx.passes_on = residual is not None and ctx.activation is None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dresidual, dweight, dbias = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, False)
-        if ctx.activation is None:
-            dresidual = dy
-        return *_asked((dx, dresidual, None, None, dweight, dbias), ctx.needs_input_grad[:6]), None, None
+        return dx, dy if ctx.passes_on else dresidual, None, None, dweight, dbias, None, None
 
 
 class _Backward(torch.autograd.Function):
@@ -139,7 +131,8 @@ class _Backward(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         *tensors, ctx.eps, ctx.activation, ctx.batch_statistics = args
         ctx.save_for_backward(*tensors)
-        return backward(*args)
+        with _below_autograd():
+            return _backward_operator(*args)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
@@ -147,27 +140,19 @@ class _Backward(torch.autograd.Function):
         stored = None if ctx.batch_statistics else Statistics(mean, var)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            # Where a parameter is absent its neutral value stands in; an absent residual has no gradient.
             dy, x = _tracked_alias(dy), _tracked_alias(x)
-            weight = _tracked_alias(x.new_ones(x.shape[1]) if weight is None else weight)
-            bias = _tracked_alias(x.new_zeros(x.shape[1]) if bias is None else bias)
-            residual = None if residual is None else _tracked_alias(residual)
+            residual, weight, bias = (None if t is None else _tracked_alias(t) for t in (residual, weight, bias))
             y = composite.forward(x, residual, weight, bias, stored, ctx.eps, ctx.activation)
+            # What is absent has no gradient: its cotangent belongs to a placeholder.
             pairs = zip((x, residual, weight, bias), cotangents, strict=True)
             inputs, cotangents = zip(*((t, c) for t, c in pairs if t is not None), strict=True)
             firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
-            d_dy, d_x, *rest = torch.autograd.grad(
+            d_dy, *seconds = torch.autograd.grad(
                 firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
             )
-        *d_residual_if_any, d_weight, d_bias = rest
-        d_residual = d_residual_if_any[0] if d_residual_if_any else None
-        seconds = _asked((d_dy, d_x, d_residual, None, None, d_weight, d_bias), ctx.needs_input_grad[:7])
-        return *seconds, None, None, None
-
-
-def _asked(grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Keep the gradients that somebody asked for."""
-    return tuple(grad if need else None for grad, need in zip(grads, needed, strict=True))
+        given = iter(seconds)
+        d_x, d_residual, d_weight, d_bias = (None if t is None else next(given) for t in (x, residual, weight, bias))
+        return d_dy, d_x, d_residual, None, None, d_weight, d_bias, None, None, None
 
 
 def _tracked_alias(tensor: Tensor) -> Tensor:
@@ -180,7 +165,13 @@ def _tracked_alias(tensor: Tensor) -> Tensor:
 # a gradient, 12 us instead of 17.
 
 
-def _nobody_looks(x: Tensor) -> bool:
+# What `apply` ends in, without its looking for transforms.
+_apply_forward: Any = super(torch.autograd.Function, _Forward).apply
+_apply_normalize: Any = super(torch.autograd.Function, _Normalize).apply
+
+
+def nobody_looks(x: Tensor) -> bool:
+    """Whether ``x`` is a plain tensor, and nothing traces, transforms or profiles what is done to it."""
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
@@ -190,40 +181,46 @@ def _nobody_looks(x: Tensor) -> bool:
     )
 
 
-def _needs_grad(args: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+def _needs_grad(*args: Any) -> bool:
+    if torch.is_grad_enabled():
+        for arg in args:  # a loop: `any` over a generator takes three times as long
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                return True
+    return False
 
 
 def forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, mean and var of a batch; the arguments of the operator ``batchnorm::forward``, in its order."""
-    if not _nobody_looks(x):
+    if not nobody_looks(x):
         return _forward_operator(x, *args)  # type: ignore[no-any-return]  # operators are not annotated; so below
-    if _needs_grad((x, *args)):
-        return _Forward.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
+    if _needs_grad(x, *args):
+        return _apply_forward(x, *args)  # type: ignore[no-any-return]
     return _forward(x, *args)
 
 
 def normalize(x: Tensor, *args: Any) -> Tensor:
     """Return y with stored statistics; the arguments of the operator ``batchnorm::normalize``, in its order."""
-    if not _nobody_looks(x):
+    if not nobody_looks(x):
         return _normalize_operator(x, *args)  # type: ignore[no-any-return]
-    if _needs_grad((x, *args)):
-        return _Normalize.apply(x, *args)  # type: ignore[no-any-return, no-untyped-call]
+    if _needs_grad(x, *args):
+        return _apply_normalize(x, *args)  # type: ignore[no-any-return]
     return _normalize(x, *args)
 
 
-def backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, *args: Any) -> Gradients:
     """Return dx, dresidual, dweight and dbias; the arguments of the operator ``batchnorm::backward``, in its order."""
-    if not _nobody_looks(x):
-        return _backward_operator(dy, x, *args)  # type: ignore[no-any-return]
-    if _needs_grad((dy, x, *args)):
-        return _Backward.apply(dy, x, *args)  # type: ignore[no-any-return, no-untyped-call]
-    return _backward(dy, x, *args)
+    if nobody_looks(x) and not _needs_grad(dy, x, *args):
+        return _backward(dy, x, *args)
+    dx, *others = _backward_operator(dy, x, *args)
+    residual, _mean, _var, weight, bias, *_ = args
+    of_others = zip(others, (residual, weight, bias), strict=True)
+    dresidual, dweight, dbias = (None if tensor is None else gradient for gradient, tensor in of_others)
+    return dx, dresidual, dweight, dbias
 
 
 def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autograd.Function]) -> None:
     def differentiable(*args: Any) -> Any:
-        if _needs_grad(args):
+        if _needs_grad(*args):
             return function.apply(*args)
         with _below_autograd():
             return operator(*args)
@@ -236,4 +233,4 @@ def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autog
 
 _register(_forward_operator, _forward, _forward_fake, _Forward)
 _register(_normalize_operator, _normalize, _normalize_fake, _Normalize)
-_register(_backward_operator, _backward, _backward_fake, _Backward)
+_register(_backward_operator, _backward_in_full, _backward_fake, _Backward)

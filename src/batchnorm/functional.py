@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from batchnorm import autograd, statistics
+from batchnorm.kernels import native
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import statistics_dtype, values_per_channel
+from batchnorm.kernels.interface import values_per_channel
 
 
 class InputError(ValueError, RuntimeError):
@@ -89,37 +90,29 @@ def batch_norm(
     tensor([[0.0000],
             [1.0000]])
     """
-    _check(x, running_mean, running_var, weight, bias, residual, training, eps, activation)
+    if not (autograd.nobody_looks(x) and native.fit(x, residual, running_mean, running_var, weight, bias)):
+        _check_tensors(x, running_mean, running_var, weight, bias, residual)
+    count = values_per_channel(x)
+    _check_settings(x, running_mean, running_var, training, eps, activation, count)
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        # Copies: a later update of the running statistics must not reach into a backward pass still to come.
-        wide = statistics_dtype(x.device)
-        mean, var = running_mean.to(wide, copy=True), running_var.to(wide, copy=True)
-        normalized: Tensor = autograd.normalize(x, residual, mean, var, weight, bias, eps, activation)
-        return normalized
-    y: Tensor
+        return autograd.normalize(x, residual, running_mean, running_var, weight, bias, eps, activation)
     y, mean, var = autograd.forward(x, residual, weight, bias, eps, activation)
-    count = values_per_channel(x)
     if running_mean is not None and running_var is not None and count > 0:
-        with torch.no_grad():
-            running_mean.copy_(statistics.average(running_mean, mean, momentum))
-            running_var.copy_(statistics.average(running_var, statistics.unbiased_var(var, count), momentum))
+        statistics.update(running_mean, running_var, mean, var, count, momentum)
     return y
 
 
-def _check(
+def _check_tensors(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    training: bool,
-    eps: float,
-    activation: str | None,
 ) -> None:
-    """Raise, with what must hold, what came and what to try, unless the arguments fit together."""
+    """Raise, with what must hold, what came and what to try, unless the tensors go together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor; got {type(x).__name__}. Try torch.as_tensor(x).")
     if not x.is_floating_point():
@@ -129,6 +122,28 @@ def _check(
             f"expected (N, C) or (N, C, *) input (got {x.dim()}D input): its shape is {tuple(x.shape)}. "
             "Try x.unsqueeze(0) if the batch dimension is missing."
         )
+    for name, tensor in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if tensor is not None:
+            _check_per_channel(name, tensor, x, x.shape[1])
+    if residual is not None:
+        _check_residual(residual, x)
+
+
+def _check_settings(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+    activation: str | None,
+    count: int,
+) -> None:
+    """Raise unless there is something to normalize with, and the numbers make sense."""
     if eps < 0 or (training and eps == 0):
         raise ValueError(
             f"batch_norm eps must be {'positive during training' if training else 'non-negative'}, but got {eps}. "
@@ -141,23 +156,12 @@ def _check(
             "running_mean must be defined in evaluation mode: there is nothing to normalize with. "
             "Pass running statistics, or training=True to use those of the batch."
         )
-    channels = x.shape[1]
-    for name, tensor in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
-        if tensor is not None:
-            _check_per_channel(name, tensor, x, channels)
-    if residual is not None:
-        _check_residual(residual, x)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(
             f"activation must be None or one of {sorted(ACTIVATIONS)}; got {activation!r}. "
             "Leave it None and apply another activation to the result."
         )
-    if training and values_per_channel(x) == 1:
+    if training and count == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: the variance of "
             "one value is undefined. Use a larger batch (drop_last=True drops a last batch of one), or eval()."

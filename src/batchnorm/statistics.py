@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from batchnorm import autograd
+from batchnorm.kernels import eager, registry
 from batchnorm.kernels.interface import statistics_dtype
 
 
@@ -32,48 +33,41 @@ def cumulative_factor(num_batches_tracked: Tensor) -> Tensor:
     return num_batches_tracked.to(statistics_dtype(num_batches_tracked.device)).reciprocal()
 
 
-def unbiased_var(var: Tensor, count: int) -> Tensor:
-    """Return the variance that divides by ``count - 1``, from the one that divides by ``count``.
+def update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, factor: float | Tensor
+) -> None:
+    r"""Move the running statistics towards those of a batch, in place.
+
+    .. math:: r \leftarrow (1 - f) r + f s
+
+    with s the mean, and the unbiased variance: :math:`\mathrm{var} \cdot m / (m - 1)` for m values.
 
     Parameters
     ----------
-    var : Tensor
-        Biased variance.
+    running_mean, running_var : Tensor of shape (C,)
+        Updated in place, computed in the dtype of ``mean`` and rounded once.
+    mean, var : Tensor of shape (C,)
+        Of the batch; the variance is the biased one.
     count : int
         Values per channel; at least 2.
-
-    Returns
-    -------
-    Tensor
-        Same shape and dtype as ``var``.
+    factor : float or Tensor of shape ()
+        Weight of the batch.
 
     References
     ----------
-    Ioffe and Szegedy 2015, :arxiv:`1502.03167`, Algorithm 2, step 10.
-    """
-    return var * (count / (count - 1))
-
-
-def average(running: Tensor, new: Tensor, factor: float | Tensor) -> Tensor:
-    """Return ``(1 - factor) * running + factor * new``, computed in the dtype of ``new``.
-
-    Parameters
-    ----------
-    running, new : Tensor of shape (C,)
-        The average so far and the value of this batch.
-    factor : float or Tensor of shape ()
-        Weight of ``new``.
-
-    Returns
-    -------
-    Tensor of shape (C,)
-        In the dtype of ``new``: it is rounded once, when it is stored.
+    DERIVATION, running statistics. Ioffe and Szegedy 2015, :arxiv:`1502.03167`, Algorithm 2, step 10.
 
     Examples
     --------
     >>> import torch
-    >>> from batchnorm.statistics import average
-    >>> average(torch.tensor([0.0]), torch.tensor([10.0]), 0.1)
-    tensor([1.])
+    >>> from batchnorm.statistics import update
+    >>> running_mean, running_var = torch.tensor([0.0]), torch.tensor([1.0])
+    >>> update(running_mean, running_var, torch.tensor([10.0]), torch.tensor([2.0]), 3, 0.5)
+    >>> running_mean, running_var
+    (tensor([5.]), tensor([2.]))
     """
-    return torch.lerp(running.to(new.dtype), new, factor)
+    # Where somebody traces, or the factor is a tensor, torch's own operations are what can be seen and need no reading.
+    direct = isinstance(factor, float) and autograd.nobody_looks(running_mean)
+    kernels = registry.select(running_mean) if direct else eager
+    kernels.average(running_mean, mean, factor, 1.0)
+    kernels.average(running_var, var, factor, count / (count - 1))

@@ -88,34 +88,64 @@ def test_large_against_the_reference(shape: tuple[int, ...], layout: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("x", "rows"),
+    "x",
     [
-        (torch.empty(4, 6, 5, 5), False),
-        (torch.empty(8, 12, 5, 5)[::2, 3:9], False),
-        (torch.empty(6, 4, 5, 5).transpose(0, 1), False),
-        (torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last), True),
-        (torch.empty(4, 5, 5, 12)[..., 3:9].movedim(-1, 1), True),
-        (torch.empty(40, 12)[:, :6], True),
-        (torch.empty(4, 6, 1, 1), True),
-        (torch.empty(4, 1, 5, 5), False),
+        torch.empty(4, 6, 5, 5),
+        torch.empty(8, 12, 5, 5)[::2, 3:9],
+        torch.empty(6, 4, 5, 5).transpose(0, 1),
+        torch.empty(4, 6, 5, 5).to(memory_format=torch.channels_last),
+        torch.empty(4, 5, 5, 12)[..., 3:9].movedim(-1, 1),
+        torch.empty(40, 12)[:, :6],
+        torch.empty(4, 6, 1, 1),
+        torch.empty(4, 1, 5, 5),
     ],
 )
-def test_layouts_read_in_place(x: torch.Tensor, rows: bool) -> None:
-    plan = native._plan(x.shape, x.stride(), x.dtype)
-    assert plan is not None
-    assert plan.layout[0] is rows
+def test_layouts_read_in_place(x: torch.Tensor) -> None:
+    assert native._native.walkable(x)
+    y, *_ = native.forward(x, None, None, None, 1e-5, None)
+    assert y.stride() == torch.empty_like(x).stride()
 
 
 @pytest.mark.parametrize(
     "x", [torch.empty(4, 6, 5, 9)[..., 2:7], torch.empty(4, 6, 1).expand(4, 6, 25), torch.empty(1, 6).expand(9, 6)]
 )
 def test_layouts_that_are_copied_once(x: torch.Tensor) -> None:
-    assert native._plan(x.shape, x.stride(), x.dtype) is None
+    assert not native._native.walkable(x)
     x = torch.randn(x.shape[:2] + (1,) * (x.dim() - 2)).expand(x.shape)
     with use_backend("native"):
         y = batch_norm(x, None, None, training=True)
     with use_backend("eager"):
         torch.testing.assert_close(y, batch_norm(x, None, None, training=True))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(8, 1, 1, 1),
+        torch.randn(8, 5, 1, 1).to(memory_format=torch.channels_last),
+        torch.randn(2, 5, 1, 7).transpose(2, 3),
+        torch.randn(5, 2, 3, 3).transpose(0, 1),
+        torch.randn(2, 3, 8)[:, :, ::2],
+        torch.randn(1, 6).expand(9, 6),
+    ],
+)
+def test_outputs_lie_as_torch_lays_them_out(x: torch.Tensor) -> None:
+    y, *_ = native.forward(x, None, None, None, 1e-5, None)
+    dx, dz, *_ = native.backward(x, x, x, *native.collect(x), None, None, 1e-5, None, True)
+    assert y.stride() == dx.stride() == dz.stride() == torch.empty_like(x).stride()
+
+
+def test_more_dimensions_than_the_compiled_module_reads_are_left_to_eager() -> None:
+    assert "16 dimensions" in native.refusal(torch.zeros([2] * 17))
+
+
+def test_parameters_of_a_subclass_are_read() -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    x, weight = torch.randn(4, 3), torch.randn(3)
+    marked = native.forward(x, None, weight.as_subclass(Marked), None, 1e-5, None)
+    assert torch.equal(marked[0], native.forward(x, None, weight, None, 1e-5, None)[0])
 
 
 def test_recycled_memory_is_written_whole_and_never_shared_by_two_tensors() -> None:

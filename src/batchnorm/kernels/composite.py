@@ -15,8 +15,8 @@ from batchnorm.kernels.interface import Statistics, channel_shape, reduced_dims,
 def forward(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     stored: Statistics | None,
     eps: float,
     activation: str | None,
@@ -27,8 +27,8 @@ def forward(
     ----------
     x, residual : Tensor of shape (N, C, *)
         Any floating dtype; ``residual`` may be None.
-    weight, bias : Tensor of shape (C,)
-        Affine parameters.
+    weight, bias : Tensor of shape (C,) or None
+        Affine parameters; None: 1 and 0.
     stored : Statistics or None
         Constants to normalize with; None for the statistics of ``x``, through which gradients then flow.
     eps : float
@@ -42,14 +42,18 @@ def forward(
         Shape of ``x``, in the dtype of statistics.
     """
     wide, shape, dims = statistics_dtype(x.device), channel_shape(x), reduced_dims(x)
-    x, weight, bias = x.to(wide), weight.to(wide).view(shape), bias.to(wide).view(shape)
+    x = x.to(wide)
     if stored is None:
         centred = x - x.mean(dims, keepdim=True)
         var = centred.square().mean(dims, keepdim=True)
     else:
         centred = x - stored.mean.view(shape)
         var = stored.var.view(shape)
-    z = centred * (var + eps).rsqrt() * weight + bias
+    z = centred * (var + eps).rsqrt()
+    if weight is not None:
+        z = z * weight.to(wide).view(shape)
+    if bias is not None:
+        z = z + bias.to(wide).view(shape)
     if residual is not None:
         z = z + residual.to(wide)
     return z if activation is None else ACTIVATIONS[activation].function(z)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.kernels.interface import (
+    Gradients,
     Statistics,
     Sums,
     accumulation_dtype,
@@ -44,7 +45,8 @@ def normalize(
     activation: str | None,
 ) -> Tensor:
     """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
-    return _finish(_centred(x, mean), residual, var, weight, bias, eps, activation).to(x.dtype)
+    wide = statistics_dtype(x.device)
+    return _finish(_centred(x, mean.to(wide)), residual, var.to(wide), weight, bias, eps, activation).to(x.dtype)
 
 
 def forward(
@@ -54,10 +56,10 @@ def forward(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Statistics]:
-    """Return the result of `normalize` with the statistics of ``x``, and these."""
-    centred, statistics = _centred_and_statistics(x)
-    return _finish(centred, residual, statistics.var, weight, bias, eps, activation).to(x.dtype), statistics
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
+    centred, (mean, var) = _centred_and_statistics(x)
+    return _finish(centred, residual, var, weight, bias, eps, activation).to(x.dtype), mean, var
 
 
 def reduce(
@@ -107,14 +109,25 @@ def backward(
     eps: float,
     activation: str | None,
     batch_statistics: bool,
-) -> tuple[Tensor, Tensor | None, Sums]:
-    """Return dx, dz (None without a residual) and the sums; ``batch_statistics``: mean and var are those of ``x``."""
+) -> Gradients:
+    """Return the gradients of all inputs; ``batch_statistics``: mean and var are those of ``x``."""
     x_hat = _x_hat(x, mean, var, eps)
     dz = _dz(dy, x_hat, residual, weight, bias, activation)
     sums = _sums(dz, x_hat)
     dx = _dx(dz, x_hat, sums, values_per_channel(x)) if batch_statistics else torch.empty_like(x_hat).copy_(dz)
     dx = dx.mul_(_scale(var, weight, eps, x_hat)).to(x.dtype)
-    return dx, None if residual is None else _laid_out(dz, x), sums
+    return (
+        dx,
+        None if residual is None else _laid_out(dz, x),
+        None if weight is None else sums.sum_dy_xhat.to(weight.dtype),
+        None if bias is None else sums.sum_dy.to(bias.dtype),
+    )
+
+
+def average(running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
+    """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
+    with torch.no_grad():
+        running.copy_(torch.lerp(running.to(value.dtype), value * scale, factor))
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.

@@ -38,11 +38,16 @@ class Sums(NamedTuple):
     sum_dy_xhat: Tensor
 
 
+#: Of x, residual, weight and bias, each in the dtype of its tensor; None where there is no such tensor.
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
 class Kernels(Protocol):
     """A backend: a module with these functions.
 
     ``x`` is (N, C, *); ``residual`` and ``dy`` have its shape; ``weight`` and ``bias`` are (C,) or None;
-    ``activation`` is a name of `batchnorm.kernels.activations` or None; outputs are laid out as ``x``. `forward` is
+    ``mean`` and ``var`` are (C,) of any floating dtype; ``activation`` is a name of `batchnorm.kernels.activations` or
+    None; outputs are laid out as ``x``. `forward` is
     `collect` then `normalize`, and `backward` is `reduce` then `apply`, each in as few passes as the backend can: the
     halves are the seams at which statistics of several batches, chunks or ranks are merged.
     """
@@ -74,8 +79,8 @@ class Kernels(Protocol):
         bias: Tensor | None,
         eps: float,
         activation: str | None,
-    ) -> tuple[Tensor, Statistics]:
-        """Return the result of `normalize` with the statistics of ``x``, and these."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
 
     def reduce(
         self,
@@ -119,8 +124,11 @@ class Kernels(Protocol):
         eps: float,
         activation: str | None,
         batch_statistics: bool,
-    ) -> tuple[Tensor, Tensor | None, Sums]:
-        """Return dx, dz (None without a residual) and sums; ``batch_statistics``: mean and var are those of ``x``."""
+    ) -> Gradients:
+        """Return the gradients of all inputs; ``batch_statistics``: mean and var are those of ``x``."""
+
+    def average(self, running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
+        """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
 
 
 def channel_shape(x: Tensor) -> list[int]:

@@ -1,23 +1,22 @@
 """Batch normalization in C++ for CPUs (``csrc/``): statistics, scaling, residual and activation in one pass each way.
 
-This file is the border: it finds how to walk a tensor, allocates what the kernels write, and passes addresses. What is
-made neither of contiguous planes nor of contiguous rows (channels last) is copied once, into the layout of ``x``.
+The compiled module takes tensors as they are, and returns None for what it cannot walk: a tensor made neither of
+contiguous planes nor of contiguous rows (channels last), another one laid out unlike ``x``, a subclass. That is copied
+once, here.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
+from batchnorm.kernels import eager
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Statistics, Sums
+from batchnorm.kernels.interface import Gradients, Statistics, Sums
 
 try:
     from batchnorm.kernels import _native
@@ -25,18 +24,21 @@ except ImportError as error:  # built without a compiler (BATCHNORM_NATIVE=0), o
     _native = None  # type: ignore[assignment]  # asked about in `refusal`
     _missing = f"this installation has no compiled kernels ({error})"
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 # The order of the enumeration in csrc/kernels.h.
 _ACTIVATIONS = {
     name: i for i, name in enumerate([None, "relu", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh"])
 }
 assert set(ACTIVATIONS) == set(_ACTIVATIONS) - {None}
 
-_ABSENT = (0, 0, 0)
+
+_threads = torch.get_num_threads
 
 
 def refusal(x: Tensor) -> str | None:
     """Say why these kernels cannot compute ``x``, or None when they can."""
+    if _native is not None and _native.computes(x):
+        return None
     if x.device.type != "cpu":
         return f"it computes on CPUs; the tensor is on {x.device}"
     if _native is None:
@@ -45,7 +47,7 @@ def refusal(x: Tensor) -> str | None:
         return f"it has no kernel for {x.dtype}"
     if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
         return f"it needs the memory of a plain tensor; this is a {type(x).__name__}"
-    return None
+    return "it reads at most 16 dimensions" if x.dim() > 16 else None
 
 
 def targets() -> list[str]:
@@ -83,126 +85,33 @@ if _native is not None and os.environ.get("BATCHNORM_TARGET"):
     set_target(os.environ["BATCHNORM_TARGET"])
 
 
-class _Plan(NamedTuple):
-    """How the kernels walk a tensor of one shape, strides and dtype, and the outputs that belong to it."""
+def _on_copies(kernel: Callable[..., Any], x: Tensor, arguments: tuple[Any, ...]) -> Any:
+    """Call a kernel with copies of what it cannot walk, and lay out what it returns like ``x``."""
+    plain = _plain(x)
+    walked = plain if _native.walkable(plain) else plain.contiguous()
 
-    layout: tuple[bool, int, int, int, int]  # rows, outer, channels, inner, dtype: first in every call into C++
-    distances: tuple[int, int]  # between samples and channels, or between rows; in elements
-    output_strides: tuple[int, ...]  # those of torch.empty_like, which an operator promises
-    output_distances: tuple[int, int]
-    recycles: bool  # whether outputs are large enough for recycled memory
+    def stand_in(argument: Any) -> Any:
+        if argument is x:
+            return walked
+        if not isinstance(argument, Tensor):
+            return argument
+        if argument.shape != x.shape:
+            return _plain(argument).contiguous()
+        return argument if _native.walkable_like(argument, walked) else torch.empty_like(walked).copy_(argument)
 
+    def laid_out(result: Any) -> Any:
+        return torch.empty_like(x).copy_(result) if isinstance(result, Tensor) and result.shape == x.shape else result
 
-#: Bytes from which the system's allocator hands out fresh pages at each call (glibc's largest threshold is higher, but
-#: moves): there, faulting pages in costs more than writing them.
-_LARGE = 1 << 20
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> _Plan | None:
-    """Return how to walk such a tensor in place, or None where it must be copied first."""
-    found = _walk(shape, strides)
-    if found is None:
-        return None
-    rows, distances = found
-    model = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    output_strides = torch.empty_like(model).stride()
-    output = _walk(shape, output_strides, rows)
-    if output is None:
-        return None
-    outer, channels, inner = shape[0], shape[1], math.prod(shape[2:])
-    layout = (True, outer * inner, channels, 1) if rows else (False, outer, channels, inner)
-    recycles = math.prod(shape) * dtype.itemsize >= _LARGE
-    return _Plan((*layout, _DTYPES[dtype]), distances, output_strides, output[1], recycles)
+    done = kernel(*map(stand_in, arguments))
+    assert done is not None
+    if walked is x:
+        return done
+    return tuple(map(laid_out, done)) if isinstance(done, tuple) else laid_out(done)
 
 
-def _walk(shape: torch.Size, strides: tuple[int, ...], rows: bool | None = None) -> tuple[bool, tuple[int, int]] | None:
-    """Return (whether in rows, distances) for a layout that the kernels read, the given one if any; else None."""
-    inner = math.prod(shape[2:])
-    if rows is not True and inner > 1 and _distance(shape[2:], strides[2:]) == 1:
-        return False, (strides[0], strides[1])
-    if rows is not False and (shape[1] == 1 or strides[1] == 1):
-        row = _distance((shape[0], *shape[2:]), (strides[0], *strides[2:]))
-        if row is not None and (row >= shape[1] or shape[0] * inner == 1):
-            return True, (row, 1)
-    return None
-
-
-def _distance(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
-    """Return the distance between the values of dimensions that can be walked as one; None where they cannot."""
-    first = expected = None
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size == 1:
-            continue
-        if first is None:
-            first = stride
-        elif stride != expected:
-            return None
-        expected = stride * size
-    return 1 if first is None else first
-
-
-class _Call:
-    """One call: the tensors whose memory it uses, kept alive, and the arguments that every kernel takes."""
-
-    __slots__ = ("arguments", "held", "plan", "strides", "x")
-
-    def __init__(
-        self, x: Tensor, plan: _Plan, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None
-    ) -> None:
-        self.x, self.plan, self.strides = x, plan, x.stride()
-        weight = None if weight is None else weight.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        parameter = bias if weight is None else weight
-        self.held: list[Tensor | None] = [weight, bias]
-        self.arguments = (
-            *plan.layout,
-            0 if weight is None else weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            0 if parameter is None else _DTYPES[parameter.dtype],
-            eps,
-            _ACTIVATIONS[activation],
-            torch.get_num_threads(),
-        )
-
-    def vector(self, vector: Tensor) -> int:
-        """Return the address of a (C,) float64 vector."""
-        vector = vector.to(torch.float64).contiguous()
-        self.held.append(vector)
-        return vector.data_ptr()
-
-    def input(self, tensor: Tensor | None) -> tuple[int, int, int]:
-        """Return address and distances of a tensor of x's shape, copied into x's layout where it has another."""
-        if tensor is None:
-            return _ABSENT
-        distances = self.plan.distances
-        if tensor.stride() != self.strides or tensor.dtype != self.x.dtype:
-            other = None if tensor.dtype != self.x.dtype else _plan(tensor.shape, tensor.stride(), tensor.dtype)
-            if other is None or other.layout != self.plan.layout:
-                tensor = self._new().copy_(tensor)
-                distances = self.plan.output_distances
-            else:
-                distances = other.distances
-            self.held.append(tensor)
-        return tensor.data_ptr(), *distances
-
-    def output(self) -> tuple[Tensor, tuple[int, int, int]]:
-        """Return a new tensor for a result, and its address and distances."""
-        tensor = self._new()
-        return tensor, (tensor.data_ptr(), *self.plan.output_distances)
-
-    def _new(self) -> Tensor:
-        """Return ``torch.empty_like(x)``, in memory that an earlier large output has left where there is some."""
-        if not self.plan.recycles:
-            return torch.empty_like(self.x)
-        x, plan = self.x, self.plan
-        capsule = _native.recycled(x.numel() * x.element_size(), plan.layout[-1], x.shape, plan.output_strides)
-        return torch.empty_like(x) if capsule is None else from_dlpack(capsule)
-
-
-def _vectors(x: Tensor) -> tuple[Tensor, Tensor]:
-    channels = x.shape[1]
-    return torch.empty(channels, dtype=torch.float64), torch.empty(channels, dtype=torch.float64)
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the values as the memory of a plain tensor holds them."""
+    return tensor.detach().as_subclass(Tensor).resolve_neg()
 
 
 def _of_nothing(x: Tensor, value: float) -> tuple[Tensor, Tensor]:
@@ -215,13 +124,8 @@ def collect(x: Tensor) -> Statistics:
     """Return the mean and biased variance of each channel; NaN where it holds no value."""
     if x.numel() == 0:
         return Statistics(*_of_nothing(x, torch.nan))
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        return collect(x.contiguous())
-    call = _Call(x, plan, None, None, 0.0, None)
-    mean, var = _vectors(x)
-    _native.collect(*call.arguments, x.data_ptr(), *plan.distances, mean.data_ptr(), var.data_ptr())
-    return Statistics(mean, var)
+    arguments = (x, _threads())
+    return Statistics(*_native.collect(*arguments) or _on_copies(_native.collect, x, arguments))
 
 
 def normalize(
@@ -235,23 +139,10 @@ def normalize(
     activation: str | None,
 ) -> Tensor:
     """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        y = normalize(x.contiguous(), residual, mean, var, weight, bias, eps, activation)
-        return torch.empty_like(x).copy_(y)
-    call = _Call(x, plan, weight, bias, eps, activation)
-    y, output = call.output()
-    _native.normalize(
-        *call.arguments,
-        x.data_ptr(),
-        *plan.distances,
-        *call.input(residual),
-        call.vector(mean),
-        call.vector(var),
-        *output,
-    )
+    arguments = (x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+    y: Tensor | None = _native.normalize(*arguments)
+    if y is None:
+        y = torch.empty_like(x) if x.numel() == 0 else _on_copies(_native.normalize, x, arguments)
     return y
 
 
@@ -262,27 +153,15 @@ def forward(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Statistics]:
-    """Return the result of `normalize` with the statistics of ``x``, and these."""
-    if x.numel() == 0:
-        return torch.empty_like(x), Statistics(*_of_nothing(x, torch.nan))
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        y, statistics = forward(x.contiguous(), residual, weight, bias, eps, activation)
-        return torch.empty_like(x).copy_(y), statistics
-    call = _Call(x, plan, weight, bias, eps, activation)
-    mean, var = _vectors(x)
-    y, output = call.output()
-    _native.forward(
-        *call.arguments,
-        x.data_ptr(),
-        *plan.distances,
-        *call.input(residual),
-        mean.data_ptr(),
-        var.data_ptr(),
-        *output,
-    )
-    return y, Statistics(mean, var)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
+    arguments = (x, residual, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+    done: tuple[Tensor, Tensor, Tensor] | None = _native.forward(*arguments)
+    if done is None:
+        if x.numel() == 0:
+            return torch.empty_like(x), *_of_nothing(x, torch.nan)
+        done = _on_copies(_native.forward, x, arguments)
+    return done
 
 
 def reduce(
@@ -299,23 +178,8 @@ def reduce(
     """Return the two sums of the backward pass."""
     if x.numel() == 0:
         return Sums(*_of_nothing(x, 0.0))
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        return reduce(dy, x.contiguous(), residual, mean, var, weight, bias, eps, activation)
-    call = _Call(x, plan, weight, bias, eps, activation)
-    sum_dy, sum_dy_xhat = _vectors(x)
-    _native.reduce(
-        *call.arguments,
-        *call.input(dy),
-        x.data_ptr(),
-        *plan.distances,
-        *call.input(residual),
-        call.vector(mean),
-        call.vector(var),
-        sum_dy.data_ptr(),
-        sum_dy_xhat.data_ptr(),
-    )
-    return Sums(sum_dy, sum_dy_xhat)
+    arguments = (dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+    return Sums(*_native.reduce(*arguments) or _on_copies(_native.reduce, x, arguments))
 
 
 def apply(
@@ -334,28 +198,12 @@ def apply(
     """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
     if x.numel() == 0:
         return torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        dx, dz = apply(dy, x.contiguous(), residual, mean, var, weight, bias, eps, activation, sums, count)
-        return torch.empty_like(x).copy_(dx), None if dz is None else torch.empty_like(x).copy_(dz)
-    call = _Call(x, plan, weight, bias, eps, activation)
-    dx, dx_output = call.output()
-    dz, dz_output = (None, _ABSENT) if residual is None else call.output()
-    _native.apply(
-        *call.arguments,
-        *call.input(dy),
-        x.data_ptr(),
-        *plan.distances,
-        *call.input(residual),
-        call.vector(mean),
-        call.vector(var),
-        call.vector(sums.sum_dy),
-        call.vector(sums.sum_dy_xhat),
-        float(count),
-        *dx_output,
-        *dz_output,
+    arguments = (
+        *(dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation]),
+        *(sums.sum_dy, sums.sum_dy_xhat, count, _threads()),
     )
-    return dx, dz
+    done: tuple[Tensor, Tensor | None] = _native.apply(*arguments) or _on_copies(_native.apply, x, arguments)
+    return done
 
 
 def backward(
@@ -369,32 +217,41 @@ def backward(
     eps: float,
     activation: str | None,
     batch_statistics: bool,
-) -> tuple[Tensor, Tensor | None, Sums]:
-    """Return dx, dz (None without a residual) and the sums; ``batch_statistics``: mean and var are those of ``x``."""
-    if x.numel() == 0:
-        return torch.empty_like(x), None if residual is None else torch.empty_like(x), Sums(*_of_nothing(x, 0.0))
-    plan = _plan(x.shape, x.stride(), x.dtype)
-    if plan is None:
-        dx, dz, sums = backward(
-            dy, x.contiguous(), residual, mean, var, weight, bias, eps, activation, batch_statistics
-        )
-        return torch.empty_like(x).copy_(dx), None if dz is None else torch.empty_like(x).copy_(dz), sums
-    call = _Call(x, plan, weight, bias, eps, activation)
-    dx, dx_output = call.output()
-    dz, dz_output = (None, _ABSENT) if residual is None else call.output()
-    sum_dy, sum_dy_xhat = _vectors(x)
-    _native.backward(
-        *call.arguments,
-        *call.input(dy),
-        x.data_ptr(),
-        *plan.distances,
-        *call.input(residual),
-        call.vector(mean),
-        call.vector(var),
-        batch_statistics,
-        sum_dy.data_ptr(),
-        sum_dy_xhat.data_ptr(),
-        *dx_output,
-        *dz_output,
+) -> Gradients:
+    """Return the gradients of x, residual, weight and bias; ``batch_statistics``: mean and var are those of ``x``."""
+    arguments = (
+        *(dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation]),
+        *(batch_statistics, _threads()),
     )
-    return dx, dz, Sums(sum_dy, sum_dy_xhat)
+    done: Gradients | None = _native.backward(*arguments)
+    if done is None:
+        if x.numel() == 0:
+            dresidual, dweight, dbias = (None if t is None else torch.zeros_like(t) for t in (residual, weight, bias))
+            return torch.zeros_like(x), dresidual, dweight, dbias
+        done = _on_copies(_native.backward, x, arguments)
+    return done
+
+
+def average(running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
+    """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
+    if not _native.average(running, value, float(factor), scale):
+        eager.average(running, value, factor, scale)
+
+
+def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
+    """Whether these are plain tensors that go together in shape, dtype and device; False says nothing.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, *)
+        The input.
+    residual : Tensor or None
+        To have its shape and dtype.
+    *vectors : Tensor or None
+        To be of shape (C,), in x's dtype, or float32 for half and bfloat16.
+
+    Returns
+    -------
+    bool
+    """
+    return _native is not None and _native.fit(x, residual, vectors)

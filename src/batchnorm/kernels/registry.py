@@ -68,7 +68,11 @@ def select(x: Tensor) -> Kernels:
     """
     if _forced is not None:
         return _require_able(_forced, x)
-    return next(kernels for kernels in map(_load, BACKENDS) if kernels.refusal(x) is None)
+    for name in BACKENDS:
+        kernels = _load(name)
+        if kernels.refusal(x) is None:
+            return kernels
+    raise AssertionError("the last backend refuses nothing")
 
 
 def explain(x: Tensor) -> Explanation:
