@@ -11,8 +11,12 @@ namespace {
 constexpr int64_t kPiece = 2048;         // values whose sums one lane-wise accumulator takes: 8 KB of float32, half of L1
 constexpr int64_t kEnoughChannels = 32;  // tasks that keep the threads of a large machine busy
 
+// Bytes: of planes that are warmed in groups; of a group, which stays in the second cache; of its run in one sample.
+constexpr int64_t kSmallPlane = 1024, kGroup = 1 << 18, kRun = 1 << 13;
+
 template <class T, bool has_residual, Fused fused>
 class Planes {
+  static constexpr int64_t kSize = sizeof(T);
   using F = Arithmetic<T>;
   using V = Vec<F>;
 
@@ -24,6 +28,7 @@ class Planes {
         planes_per_piece_(at_least(kPiece / at_least(inner_, 1), 1)),
         pieces_per_plane_(inner_ > kPiece ? divide_up(inner_, kPiece) : 1),
         pieces_(inner_ > kPiece ? call.shape.outer * pieces_per_plane_ : divide_up(call.shape.outer, planes_per_piece_)),
+        group_(group(call.shape.outer, inner_ * kSize)),
         parts_(channels_ >= kEnoughChannels ? 1 : at_most(pieces_, divide_up(kEnoughChannels, channels_))),
         activate_{call.activation} {}
 
@@ -46,8 +51,11 @@ class Planes {
       return;
     }
     for_each_task(call_, channels_, false, [&](int64_t c) {
+      warm<false>(x, c);
       const Moments whole = moments(x, c);
       merge_parts(x, c, &whole, mean + c, var + c);
+      if constexpr (has_residual) warm<false>(residual, c);
+      warm<true>(y, c);
       normalize_part(x, residual, Channel<F>(call_, c, mean[c], var[c]), c, y);
     });
   }
@@ -91,10 +99,14 @@ class Planes {
     }
     for_each_task(call_, channels_, false, [&](int64_t c) {
       const Channel<F> channel(call_, c, mean[c], var[c]);
+      warm<false>(x, c);
+      warm<false>(dy, c);
+      if constexpr (has_residual) warm<false>(residual, c);
       double sums[2];
       reduce_part(dy, x, residual, channel, c, sums);
       sum_dy[c] = sums[0];
       sum_dy_xhat[c] = sums[1];
+      warm<true>(dx, c);
       apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sums[0], sums[1], count), c, dx,
                                    dz);
     });
@@ -103,11 +115,37 @@ class Planes {
  private:
   static constexpr int U = 4;  // accumulators: an addition takes four cycles
 
-  // The processor's own prefetching does not reach the next plane, which is a page or more away. A first pass asks for
-  // small planes itself, two ahead; an address beyond the tensor is harmless.
-  int64_t ahead(Input t) const { return inner_ <= kPiece ? 2 * t.outer_stride : 0; }
+  // The processor foresees a walk only as far as the page, and the next plane is further away: a first pass asks for the
+  // next piece while it works on this one, that of the next channel at the end. How far that is, in elements; an address
+  // beyond the tensor is harmless.
+  int64_t ahead(Input t, int64_t piece) const {
+    const int64_t here = offset(t, piece);
+    return piece + 1 < pieces_ ? offset(t, piece + 1) - here : offset(t, 0) + t.channel_stride - here;
+  }
+
+  int64_t offset(Input t, int64_t piece) const {
+    if (inner_ <= kPiece) return piece * planes_per_piece_ * t.outer_stride;
+    return piece / pieces_per_plane_ * t.outer_stride + piece % pieces_per_plane_ * kPiece;
+  }
+
+  // Channels that are warmed together, given the samples and the bytes of a plane.
+  static int64_t group(int64_t outer, int64_t plane) {
+    return plane > kSmallPlane ? 1 : at_least(at_most(kGroup / (outer * plane), kRun / plane), 1);
+  }
 
   static void prefetch(const T* p) { __builtin_prefetch(p); }
+
+  // Small planes are too short for the processor to foresee anything: neighbouring channels, which lie behind each other,
+  // are asked for together, sample by sample.
+  template <bool write, class Tensor>
+  void warm(const Tensor& t, int64_t c) const {
+    if (group_ == 1 || c % group_ != 0 || t.channel_stride != inner_) return;
+    const int64_t length = at_most(group_, channels_ - c) * inner_;
+    for (int64_t n = 0; n < call_.shape.outer; ++n) {
+      const T* p = at(t, n, c);
+      for (int64_t i = 0; i < length; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i, write, 2);
+    }
+  }
 
   static const T* at(Input t, int64_t n, int64_t c) {
     return static_cast<const T*>(t.data) + n * t.outer_stride + c * t.channel_stride;
@@ -116,7 +154,7 @@ class Planes {
     return static_cast<T*>(t.data) + n * t.outer_stride + c * t.channel_stride;
   }
 
-  // Call body(first plane, last plane, first value, number of values) for the pieces of a task.
+  // Call body(piece, first plane, last plane, first value, number of values) for the pieces of a task.
   template <class Body>
   void for_each_piece(int64_t task, bool backwards, Body body) const {
     const int64_t part = task % parts_;
@@ -125,10 +163,10 @@ class Planes {
       const int64_t piece = backwards ? begin + end - 1 - i : i;
       if (inner_ > kPiece) {
         const int64_t n = piece / pieces_per_plane_, first = piece % pieces_per_plane_ * kPiece;
-        body(n, n + 1, first, at_most(kPiece, inner_ - first));
+        body(piece, n, n + 1, first, at_most(kPiece, inner_ - first));
       } else {
         const int64_t n = piece * planes_per_piece_;
-        body(n, at_most(n + planes_per_piece_, call_.shape.outer), 0, inner_);
+        body(piece, n, at_most(n + planes_per_piece_, call_.shape.outer), 0, inner_);
       }
     }
   }
@@ -141,13 +179,13 @@ class Planes {
     const int64_t c = task / parts_;
     const double zero = origin(x, c);
     Moments all;
-    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+    for_each_piece(task, false, [&](int64_t piece, int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      const int64_t next = ahead(x, piece);
       const auto count = static_cast<double>((n1 - n0) * length);
       V sum[U] = {};
       for (int64_t n = n0; n < n1; ++n) {
         const T* p = at(x, n, c) + first;
         sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
-          prefetch(p + ahead(x) + i);
           sum[u] += load(p + i, lanes);
         });
       }
@@ -156,6 +194,7 @@ class Planes {
       for (int64_t n = n0; n < n1; ++n) {
         const T* p = at(x, n, c) + first;
         sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+          prefetch(p + next + i);
           const V d = keep<F>(load(p + i, lanes) - centre, lanes);
           deviation[u] += d;
           square[u] += d * d;
@@ -172,7 +211,7 @@ class Planes {
     const int64_t c = task / parts_;
     const double zero = origin(x, c);
     Moments all;
-    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+    for_each_piece(task, false, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
       Moments piece;
       piece.count = static_cast<double>((n1 - n0) * length);
       for (int64_t n = n0; n < n1; ++n)
@@ -197,7 +236,7 @@ class Planes {
 
   void normalize_part(Input x, Input residual, const Channel<F>& channel, int64_t task, Output y) const {
     const int64_t c = task / parts_;
-    for_each_piece(task, true, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+    for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
       for (int64_t n = n0; n < n1; ++n) {
         const T* px = at(x, n, c) + first;
         const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
@@ -214,16 +253,18 @@ class Planes {
   void reduce_part(Input dy, Input x, Input residual, const Channel<F>& channel, int64_t task, double* sums) const {
     const int64_t c = task / parts_;
     sums[0] = sums[1] = 0;
-    for_each_piece(task, false, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+    for_each_piece(task, false, [&](int64_t piece, int64_t n0, int64_t n1, int64_t first, int64_t length) {
+      const int64_t next_x = ahead(x, piece), next_dy = ahead(dy, piece);
+      const int64_t next_residual = has_residual ? ahead(residual, piece) : 0;
       V sum[U] = {}, sum_x_hat[U] = {};
       for (int64_t n = n0; n < n1; ++n) {
         const T* pd = at(dy, n, c) + first;
         const T* px = at(x, n, c) + first;
         const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
         sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
-          prefetch(px + ahead(x) + i);
-          prefetch(pd + ahead(dy) + i);
-          if constexpr (has_residual) prefetch(pr + ahead(residual) + i);
+          prefetch(px + next_x + i);
+          prefetch(pd + next_dy + i);
+          if constexpr (has_residual) prefetch(pr + next_residual + i);
           const V centred = load(px + i, lanes) - channel.mean;
           V z = centred * channel.scale + channel.shift;
           if constexpr (has_residual) z += load(pr + i, lanes);
@@ -241,7 +282,7 @@ class Planes {
   void apply_part(Input dy, Input x, Input residual, const Channel<F>& channel, const Correction<F>& correction,
                   int64_t task, Output dx, Output dz) const {
     const int64_t c = task / parts_;
-    for_each_piece(task, true, [&](int64_t n0, int64_t n1, int64_t first, int64_t length) {
+    for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
       for (int64_t n = n0; n < n1; ++n) {
         const T* pd = at(dy, n, c) + first;
         const T* px = at(x, n, c) + first;
@@ -266,7 +307,7 @@ class Planes {
   }
 
   const Call& call_;
-  int64_t channels_, inner_, planes_per_piece_, pieces_per_plane_, pieces_, parts_;
+  int64_t channels_, inner_, planes_per_piece_, pieces_per_plane_, pieces_, group_, parts_;
   Activate<F, fused> activate_;
 };
 

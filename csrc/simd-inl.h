@@ -109,6 +109,15 @@ template <>
 inline void store_bits(uint16_t* p, Half v, int n) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1u), reinterpret_cast<__m256i>(v));
 }
+#elif defined(__AVX2__) && BATCHNORM_WIDTH == 32
+template <>
+inline Vec<float> load_bits<Vec<float>>(const float* p, int n) {
+  return reinterpret_cast<Vec<float>>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(first_lanes<float>(n))));
+}
+template <>
+inline void store_bits(float* p, Vec<float> v, int n) {
+  _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(first_lanes<float>(n)), reinterpret_cast<__m256>(v));
+}
 #endif
 
 inline Vec<float> widen(Half h, BFloat16) {
@@ -218,8 +227,14 @@ inline void sweep(int64_t length, Body body) {
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) body(i + u * L, u, Whole{});
   }
-  for (; i + L <= length; i += L) body(i, 0, Whole{});
-  if (i < length) body(i, 0, static_cast<int>(length - i));
+  // Short lines are nothing but rest: it takes turns too.
+#pragma GCC unroll 8
+  for (int u = 0; u + 1 < U; ++u) {
+    if (i + L > length) break;
+    body(i, u, Whole{});
+    i += L;
+  }
+  if (i < length) body(i, U - 1, static_cast<int>(length - i));
 }
 
 }  // namespace

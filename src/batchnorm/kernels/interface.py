@@ -143,7 +143,8 @@ def reduced_dims(x: Tensor) -> list[int]:
 
 def values_per_channel(x: Tensor) -> int:
     """Return the count of ``x``: N times the spatial size, 0 for an empty tensor."""
-    return x.numel() // x.shape[1] if x.shape[1] else 0
+    channels = x.shape[1]
+    return x.numel() // channels if channels else 0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
