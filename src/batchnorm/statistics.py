@@ -88,10 +88,14 @@ def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistic
 
     Parameters
     ----------
-    a, b : Statistics
-        Of two disjoint sets, one dtype.
-    count_a, count_b : int
-        Values per channel in each; not both 0. A set of none changes nothing.
+    a : Statistics
+        Of one set.
+    count_a : int
+        Its values per channel. A set of none changes nothing.
+    b : Statistics
+        Of another set, in the same dtype.
+    count_b : int
+        Its values per channel.
 
     Returns
     -------

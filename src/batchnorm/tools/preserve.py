@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 @contextmanager
 def modes(model: nn.Module) -> Iterator[None]:
-    """Put back whether each module is in training mode; its ``train`` is not called, which may do more than that."""
+    """Put back whether each module is in training mode; its ``train`` is not called, which may do more than that.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With its submodules.
+
+    Yields
+    ------
+    None
+    """
     former = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -47,7 +57,18 @@ class Buffers:
 
 @contextmanager
 def buffers(model: nn.Module) -> Iterator[Buffers]:
-    """Put back the buffers of a model."""
+    """Put back the buffers of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With its submodules.
+
+    Yields
+    ------
+    Buffers
+        To put them back earlier, too.
+    """
     former = Buffers(model)
     try:
         yield former
@@ -82,7 +103,18 @@ def _index(device: torch.device) -> tuple[torch.device, ...]:
 
 @contextmanager
 def random_state(model: nn.Module) -> Iterator[RandomState]:
-    """Put back the state of the random generators."""
+    """Put back the state of the random generators.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The generators of its devices are among them.
+
+    Yields
+    ------
+    RandomState
+        To put it back earlier, too.
+    """
     former = RandomState(model)
     try:
         yield former
@@ -92,7 +124,12 @@ def random_state(model: nn.Module) -> Iterator[RandomState]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run what ``torch.compile`` has compiled as it was written, so that hooks are called and modes are looked at."""
+    """Run what ``torch.compile`` has compiled as it was written, so that hooks are called and modes are looked at.
+
+    Yields
+    ------
+    None
+    """
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and looking would import the compiler
         yield
         return
