@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm import statistics
-from batchnorm.kernels import registry
 from batchnorm.kernels.interface import Statistics, statistics_dtype, values_per_channel
 from batchnorm.lab.probes.calls import Call, Calls
 from batchnorm.lab.probes.probe import Reading, Step
@@ -68,7 +67,7 @@ class Running:
         count = values_per_channel(x)
         if x.shape[1] != layer.num_features or count == 0:
             return  # for the layer to complain about, or nothing
-        batch = registry.select(x).collect(x)
+        batch = call.batch.statistics
         known = self._seen.get(layer)
         if known is None:
             wide = statistics_dtype(x.device)
