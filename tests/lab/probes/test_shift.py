@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from batchnorm.lab.probes import Step
 from batchnorm.lab.probes.replay import stepped
@@ -111,3 +112,16 @@ def test_the_copy_steps_as_the_optimizer_does(name: str) -> None:
         for parameter in model.parameters():
             assert torch.equal(foreseen[parameter], parameter)
     assert len(called) == 3
+
+
+def test_a_forward_that_depends_on_buffers_finds_them_unchanged() -> None:
+    """Spectral normalization goes on with its power iteration in each forward: at the same weights, other gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.Tanh(), spectral_norm(nn.Linear(4, 2)))
+    closure = loss_of(model, torch.randn(6, 4), torch.randint(0, 2, (6,)))
+    found = probed(Shift(model), model, closure, momentum(model, lr=0.0)).layers
+    assert len(found) == 2
+    assert [layer["shift"] for layer in found.values()] == [0, 0]
+    weight = model[2].parametrizations.weight.original
+    again = [torch.autograd.grad(closure(), weight)[0] for _ in range(2)]
+    assert not torch.equal(*again)
