@@ -147,11 +147,14 @@ def test_a_number_of_batches_is_a_limit() -> None:
 
 def test_dropout_is_off_and_other_layers_are_in_eval_mode() -> None:
     modes: dict[str, bool] = {}
+    graphs: list[bool] = []
     model = network().train()
+    model.register_forward_hook(lambda _m, _x, y: graphs.append(y.requires_grad))
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, _x, name=name: modes.__setitem__(name, m.training))
     batchnorm.recalibrate(model, batches(), inplace=True)
     assert {name for name, training in modes.items() if training} == {"1", "6", "9", "12"}
+    assert graphs == [False] * 4  # nothing is kept for a backward pass
     with_dropout = copy.deepcopy(network()).train()
     seen: list[np.ndarray] = []
     with_dropout[6].register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach().double().numpy()))
