@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -92,6 +95,28 @@ def test_normalization_between_moves_with_the_layers_before() -> None:
     assert found["3"]["shift"] == pytest.approx((after - before).norm().item(), rel=1e-10)
     without = last([model[0]])
     assert abs((without - before).norm().item() / found["3"]["shift"] - 1) > 0.01
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_optimizer_may_be_wrapped_by_fabric(precision: Any) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    wrapped, optimizer = fabric.setup(model, momentum(model))
+    x, y = torch.randn(6, 3), torch.randint(0, 2, (6,))
+
+    def closure() -> Tensor:
+        with fabric.autocast():
+            return loss_of(model, x, y)()
+
+    for _ in range(2):
+        optimizer.zero_grad()
+        fabric.backward(loss_of(wrapped, x, y)())
+        step = Step(model, closure, optimizer)
+        before, foreseen = [p.detach().clone() for p in model.parameters()], stepped(step)
+        assert set(Shift(model).measure(step).layers) == {"0", "2"}
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        optimizer.step()
+        assert all(torch.equal(foreseen[p], p) for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "Rprop"])
