@@ -7,9 +7,42 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from batchnorm import statistics
 from batchnorm.kernels import registry
 from batchnorm.kernels.interface import Statistics, values_per_channel
+
+
+def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistics:
+    r"""Return the statistics of the union of two sets of values, from those of each.
+
+    .. math::
+        \mu = \mu_a + \frac{m_b}{m} (\mu_b - \mu_a), \qquad
+        v = \frac{m_a}{m} v_a + \frac{m_b}{m} v_b + \frac{m_a m_b}{m^2} (\mu_b - \mu_a)^2
+
+    Parameters
+    ----------
+    a : Statistics
+        Of one set.
+    count_a : int
+        Its values per channel. A set of none changes nothing.
+    b : Statistics
+        Of another set, in the same dtype.
+    count_b : int
+        Its values per channel.
+
+    Returns
+    -------
+    Statistics
+        In the same dtype.
+
+    References
+    ----------
+    DERIVATION (51) to (53). Chan, Golub and LeVeque 1983, The American Statistician 37(3), equations 1.5a, b.
+    """
+    if count_a == 0 or count_b == 0:
+        return b if count_a == 0 else a
+    share_a, share_b = count_a / (count_a + count_b), count_b / (count_a + count_b)
+    apart = b.mean - a.mean
+    return Statistics(a.mean + share_b * apart, share_a * a.var + share_b * b.var + (share_a * share_b) * apart**2)
 
 
 @dataclass
@@ -34,9 +67,7 @@ class Population:
         if other.whole is None:
             return
         self.within = other.within if self.whole is None else self.within + other.within
-        self.whole = (
-            other.whole if self.whole is None else statistics.merge(self.whole, self.count, other.whole, other.count)
-        )
+        self.whole = other.whole if self.whole is None else merge(self.whole, self.count, other.whole, other.count)
         self.count += other.count
         self.calls += other.calls
 

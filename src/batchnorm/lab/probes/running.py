@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm import statistics
 from batchnorm.kernels.interface import Statistics, statistics_dtype, values_per_channel
 from batchnorm.lab.probes.calls import Call, Calls
 from batchnorm.lab.probes.probe import Reading, Step
+from batchnorm.tools.population import merge
 
 
 @dataclass
@@ -74,14 +74,15 @@ class Running:
             running = (layer.running_mean.to(wide, copy=True), layer.running_var.to(wide, copy=True))
             self._seen[layer] = _Seen(layer, *running, batch, count)
         else:
-            known.batch = statistics.merge(known.batch, known.count, batch, count)
+            known.batch = merge(known.batch, known.count, batch, count)
             known.count += count
 
 
 def _gap(seen: _Seen) -> dict[str, Any]:
     eps = seen.layer.eps
     gap = (seen.batch.mean - seen.running_mean) * (seen.running_var + eps).rsqrt()
-    ratio = (statistics.unbiased_var(seen.batch.var, seen.count) + eps) / (seen.running_var + eps)
+    unbiased_var = seen.batch.var * (seen.count / (seen.count - 1))
+    ratio = (unbiased_var + eps) / (seen.running_var + eps)
     with np.errstate(invalid="ignore"):  # a network that diverges
         low, median, high = np.percentile(ratio.double().cpu().numpy(), (10, 50, 90)).tolist()
     return {
