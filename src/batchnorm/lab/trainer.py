@@ -280,7 +280,7 @@ def _outcome(train_loss: float, classes: int) -> tuple[str, str]:
 
 
 def _network(config: CompareConfig, dataset: Dataset, norm: Norm, seed: int) -> Network:
-    return build(
+    network = build(
         config.model,
         Normalization(norm, eps=config.eps, momentum=config.momentum),
         input_shape=dataset.input_shape,
@@ -288,6 +288,8 @@ def _network(config: CompareConfig, dataset: Dataset, norm: Norm, seed: int) -> 
         weight_std=config.weight_std,
         seed=seed,
     )
+    assert isinstance(network, Network)
+    return network
 
 
 def _rounded(values: ArrayLike) -> Any:
