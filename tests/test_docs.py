@@ -127,6 +127,7 @@ SURFACE = {
     "batchnorm.reference.whitening.forward",
     "batchnorm.tools.convert.convert",
     "batchnorm.tools.convert.revert",
+    "batchnorm.tools.recalibrate.recalibrate",
 }
 
 

@@ -2,8 +2,9 @@
 
 Layers (``BatchNorm1d``, ``BatchNorm2d``, ``BatchNorm3d``), the function behind them (``functional.batch_norm``),
 and ``explain``, which says what computes them; ``convert`` and ``revert`` exchange the layers of a whole model for
-these and back. ``batchnorm.reference`` is the same in NumPy, to read and to test
-against; ``batchnorm.lab`` trains with and without batch normalization and shows the difference.
+these and back, and ``recalibrate`` gives its layers the statistics of a whole data set. ``batchnorm.reference`` is
+the same in NumPy, to read and to test against; ``batchnorm.lab`` trains with and without batch normalization and shows
+the difference.
 """
 
 from batchnorm import functional as functional
@@ -14,6 +15,7 @@ from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
 from batchnorm.tools import convert as convert
+from batchnorm.tools import recalibrate as recalibrate
 from batchnorm.tools import revert as revert
 
 __version__ = "0.1.0.dev0"

@@ -1,4 +1,5 @@
-"""What people do to models that contain batch normalization: convert and revert, so far."""
+"""What people do to models that contain batch normalization: convert, revert, recalibrate."""
 
 from batchnorm.tools.convert import convert as convert
 from batchnorm.tools.convert import revert as revert
+from batchnorm.tools.recalibrate import recalibrate as recalibrate

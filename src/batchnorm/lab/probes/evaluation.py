@@ -1,4 +1,4 @@
-"""What is measured on a network: its accuracy, and what arrives at its nonlinearities.
+"""What `batchnorm compare` measures on its networks: accuracy, and what arrives at their nonlinearities.
 
 An evaluation is over the whole test set in evaluation mode: batch normalization uses its running statistics, as for
 whoever deploys the network. They start as mean 0 and variance 1 and follow at the pace of ``momentum``, so the first
@@ -6,7 +6,6 @@ evaluations show them as well as the network. Measuring changes nothing.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from batchnorm.lab.models import Network
+from batchnorm.lab.probes.saturation import SATURATED
 
 PERCENTILES = (15, 50, 85)  # figure 1b, c of the paper
-
-# Inputs at which a unit hardly learns: its output is within 5% of an end of its range, or its gradient is zero.
-SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": lambda u: u.abs() > math.log(19),  # sigmoid(ln 19) = 0.95
-    "tanh": lambda u: u.abs() > math.log(19) / 2,  # tanh(u) = 2 sigmoid(2u) - 1
-    "relu": lambda u: u <= 0,
-}
 
 
 @dataclass(frozen=True)

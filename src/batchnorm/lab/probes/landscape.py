@@ -1,0 +1,87 @@
+"""The loss along the gradient: Santurkar et al. 2018, section 3.1 and figure 4."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from torch import nn
+
+from batchnorm.lab.probes.gradients import norm
+from batchnorm.lab.probes.probe import Reading, Step
+from batchnorm.lab.probes.replay import replay
+
+#: Step sizes in learning rates. The paper spans [1/2, 4] for VGG; it does not say with how many.
+STEPS = tuple(np.geomspace(0.5, 4, 7).tolist())
+
+
+class Landscape:
+    r"""Probe "landscape": what is met on the line along the gradient, from half a learning rate to four.
+
+    From the weights :math:`\theta` with gradient :math:`g` on this batch it visits :math:`\theta - s \eta g` for
+    seven s from 1/2 to 4 in equal ratios, :math:`\eta` being the learning rate (of each parameter's group; momentum and
+    other scaling of the optimizer do not enter). ``loss_low`` and ``loss_high`` are the smallest and largest loss,
+    ``gradient_change_low`` and ``gradient_change_high`` those of :math:`\lVert g - g' \rVert_2`; ``smoothness`` is the
+    largest :math:`\lVert g - g' \rVert_2 / \lVert \theta - \theta' \rVert_2`, the paper's effective beta;
+    ``distance_low`` and ``distance_high`` are the nearest and farthest point. ``loss`` is that at the weights.
+
+    It costs eight forward and backward passes, and three copies of the weights. A loss that is not finite counts as
+    infinite; ``smoothness`` is NaN where the gradient is zero.
+
+    Parameters
+    ----------
+    model : Module
+        The network.
+
+    References
+    ----------
+    Santurkar, Tsipras, Ilyas and Madry 2018, :arxiv:`1805.11604`, section 3.1.
+    """
+
+    name = "landscape"
+    description = (
+        "Loss and gradient on this batch at seven points along the gradient, from 1/2 to 4 learning rates away "
+        "(arXiv 1805.11604, figure 4)."
+    )
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Watch nothing: the step is repeated when it is measured."""
+        return nullcontext()
+
+    def measure(self, step: Step) -> Reading:
+        """Walk along the gradient, and back."""
+        rates = {
+            parameter: float(group["lr"])
+            for group in step.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        }
+        parameters = list(rates)
+        start = [parameter.data for parameter in parameters]
+        losses, changes, distances = [], [], []
+        with replay(step) as replayed:
+            loss, gradients = replayed.gradients(parameters)
+            for size in STEPS:
+                for parameter, origin, gradient in zip(parameters, start, gradients, strict=True):
+                    parameter.data = (origin - size * rates[parameter] * gradient).to(origin.dtype)
+                met, others = replayed.gradients(parameters)
+                losses.append(met if np.isfinite(met) else float("inf"))
+                changes.append(norm([h - g for g, h in zip(gradients, others, strict=True)]))
+                distances.append(norm([p.data - origin for p, origin in zip(parameters, start, strict=True)]))
+        return Reading(
+            {
+                "loss": loss,
+                "loss_low": min(losses),
+                "loss_high": max(losses),
+                "gradient_change_low": float(np.min(changes)),
+                "gradient_change_high": float(np.max(changes)),
+                "smoothness": float(np.max([_ratio(c, d) for c, d in zip(changes, distances, strict=True)])),
+                "distance_low": min(distances),
+                "distance_high": max(distances),
+            }
+        )
+
+
+def _ratio(change: float, distance: float) -> float:
+    return change / distance if distance else float("nan")
