@@ -100,6 +100,11 @@ def load_last(directory: Path, warn: Callable[[str], None]) -> State:
     raise OutputError(f"{directory} must hold a checkpoint to go on from, and {what}; start the training anew")
 
 
+def exist(directory: Path) -> bool:
+    """Whether there is any checkpoint, whole or not."""
+    return bool(_found(directory))
+
+
 def _load(path: Path) -> State:
     try:
         content = path.read_bytes()

@@ -1,6 +1,7 @@
 """A config from a mapping: a TOML file, or the config.json of a run. Nothing here imports torch."""
 
 import difflib
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -74,6 +75,28 @@ def from_mapping(mapping: Mapping[str, Any], source: str) -> TrainConfig:
         return TrainConfig(**settings)
     except LabError as error:
         raise LabError(f"{source}: {error}") from None
+
+
+def command_line(config: TrainConfig) -> str:
+    """Write the command that repeats a training, with every setting, so that it outlives a change of defaults.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Resolved. ``out`` is left out: a repetition goes into a new directory.
+
+    Returns
+    -------
+    str
+    """
+    words = ["batchnorm", "train"]
+    for field in fields(config):
+        value, flag = getattr(config, field.name), field.name.replace("_", "-")
+        if field.type is bool:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif field.name != "out" and value is not None:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
 
 
 def with_length(config: TrainConfig, *, epochs: bool, steps: bool) -> TrainConfig:
