@@ -24,6 +24,7 @@ LAB_ORDER = [
     {"plots", "terminal"},
     {"page", "bench"},
     {"report", "claims"},
+    {"train_command"},
     {"cli"},
 ]
 BENCH_ORDER = [
@@ -33,6 +34,15 @@ BENCH_ORDER = [
     {"gate"},
     {"steps"},
     {"worker"},
+    {"run"},
+]
+TRAINING_ORDER = [
+    {"checks", "randomness", "signals", "progress", "checkpoints", "journal"},
+    {"config"},
+    {"settings", "recipes", "schedules", "optimizers", "machine"},
+    {"evaluation"},
+    {"step", "building"},
+    {"loop"},
     {"run"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
@@ -50,6 +60,7 @@ NO_TORCH = {
     "wording",
 }
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
     *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
@@ -113,6 +124,12 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
+        if place[:2] == ["lab", "training"] and place[2] != "__init__":
+            inside_training = inner[:2] == ["lab", "training"] and inner[2] != place[2]
+            if inside_training and _rank(TRAINING_ORDER, inner[2]) >= _rank(TRAINING_ORDER, place[2]):
+                breach(line, name, f"inside lab/training the order is {TRAINING_ORDER}")
+            if place[2] in NO_TORCH_IN_TRAINING and top == "torch":
+                breach(line, name, "what says what a training is needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:

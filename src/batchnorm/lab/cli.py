@@ -280,12 +280,14 @@ def _parse(arguments: list[str]) -> Config | None:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
     if arguments[0] == "train":  # its defaults may come from a file that the arguments name
         return _tyro_train(arguments[1:])
-    return _tyro(Command, arguments, prog="batchnorm", description=DESCRIPTION)
+    command: Config | None = _tyro(Command, arguments, prog="batchnorm", description=DESCRIPTION)
+    return command
 
 
 def _tyro_train(arguments: list[str]) -> TrainCommand | None:
     def parser(command: type[TrainCommand], given: list[str], default: TrainCommand) -> TrainCommand | None:
-        return _tyro(command, given, prog="batchnorm train", default=default)
+        parsed: TrainCommand | None = _tyro(command, given, prog="batchnorm train", default=default)
+        return parsed
 
     return parse_train(arguments, parser)
 
@@ -294,12 +296,13 @@ def _tyro(what: Any, arguments: list[str], **settings: Any) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            parsed: Any = tyro.cli(
                 what,
                 args=arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
                 **settings,
             )
+            return parsed
     except SystemExit as stop:
         if not stop.code:
             return None

@@ -73,10 +73,11 @@ class Recorder:
         """
         path = Path(path)
         make_run_directory(path)
-        write_json(path / "config.json", {"format": FORMAT, "kind": "train", **config})
         write_json(path / "environment.json", environment)
         write_text(path / "metrics.jsonl", "")
         write_text(path / "probes.jsonl", "")
+        # The last, as it makes the directory a run: killed before, there is nothing that anybody would go on with.
+        write_json(path / "config.json", {"format": FORMAT, "kind": "train", **config})
         return cls(path)
 
     @classmethod
@@ -112,9 +113,7 @@ class Recorder:
         """
         before = read_config(path)
         for name in ("metrics.jsonl", "probes.jsonl"):
-            # A run that was killed while its directory was made has not all files.
-            records = read_lines(path / name) if (path / name).exists() else []
-            kept = [record for record in records if record["step"] <= step]
+            kept = [record for record in read_lines(path / name) if record["step"] <= step]
             write_text(path / name, "".join(map(json_line, kept)))
         resumed = [*before.get("resumed", []), *([note] if note else [])]
         write_json(path / "config.json", {**before, **(config or {}), **({"resumed": resumed} if resumed else {})})

@@ -23,7 +23,13 @@ DONE, DIVERGED, INTERRUPTED = 0, 3, 130
 
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
-    __doc__ = TrainConfig.__doc__
+    """Train one network, and record what happens in it.
+
+    By default: a small convolutional network with batch normalization on scikit-learn's digits, in seconds. A setting
+    that is None takes the value that suits the model and the data, and the run directory says which. The guide,
+    docs/guides/training.md, has a section for each group of settings. With torchrun in front, the same command trains
+    on several processes and machines.
+    """
 
     config: Path | None = None
     """TOML file of settings, under the names of the flags. Flags win over it."""
@@ -132,7 +138,7 @@ def run(command: TrainCommand) -> int:
 
 def _say_outcome(outcome: "Outcome", say: Callable[[str], None], *, dry: bool) -> None:
     if dry:
-        say("dry run: a step with its probes, the evaluations, a checkpoint and the weights went through; nothing is kept")
+        say("dry run: a step with its probes, evaluations, a checkpoint and the weights went through; nothing is kept")
     elif outcome.status == "diverged":
         sys.stderr.write(f"batchnorm: diverged: {outcome.reason}; what was recorded is in {outcome.path}\n")
     else:

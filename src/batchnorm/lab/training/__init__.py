@@ -1,6 +1,7 @@
 """Training one network: config, loop, checkpoints, evaluation; one process or many, the same code.
 
-``from batchnorm.lab.training import TrainConfig, train``. The config alone loads no torch: what trains is imported when it is first asked for.
+``from batchnorm.lab.training import TrainConfig, train``. The config alone loads no torch: what trains is imported when
+it is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -15,10 +15,12 @@ SHARES = (
     *("momentum", "beta1", "beta2", "square_decay"),
 )
 AT_LEAST = {
-    **{"seed": 0, "split_seed": 0, "warmup_steps": 0, "train_subset": 0, "crop": 0, "cutout": 0},
-    **{"batch_size": 2, "image_size": 1, "norm_groups": 1, "convolutions": 1},
-    **{"accumulate": 1, "epochs": 1, "steps": 1, "threads": 1, "population_batches": 1},
-    **{"evaluate_every": 1, "log_every": 1, "probe_every": 1, "checkpoint_every": 1},
+    0: ("seed", "split_seed", "warmup_steps", "train_subset", "crop", "cutout"),
+    1: (
+        *("image_size", "norm_groups", "convolutions", "accumulate", "epochs", "steps", "threads"),
+        *("population_batches", "evaluate_every", "log_every", "probe_every", "checkpoint_every"),
+    ),
+    2: ("batch_size",),
 }
 
 
@@ -38,8 +40,9 @@ def check(config: Any) -> None:
         _require(name, getattr(config, name), lambda value: 0 <= value < math.inf, "a finite number, at least 0")
     for name in SHARES:
         _require(name, getattr(config, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
-    for name, least in AT_LEAST.items():
-        _require(name, getattr(config, name), lambda value, least=least: value >= least, f"at least {least}")
+    for least, names in AT_LEAST.items():
+        for name in names:
+            _require(name, getattr(config, name), lambda value, least=least: value >= least, f"at least {least}")
     _require("norm_momentum", config.norm_momentum, lambda value: value <= 1, "at most 1, the weight of the new batch")
     _require("target_accuracy", config.target_accuracy, lambda value: 0 < value <= 1, "above 0 and at most 1")
     _require(

@@ -28,8 +28,8 @@ class TrainConfig:
     """Train one network, and record what happens in it.
 
     By default: a small convolutional network with batch normalization on scikit-learn's digits, in seconds. A setting
-    that is None takes the value that suits the model and the data; the run directory says which. docs/guides/training.md
-    has a section for each group of settings.
+    that is None takes the value that suits the model and the data, and the run directory says which. The guide,
+    docs/guides/training.md, has a section for each group of settings.
     """
 
     data: str = "digits"

@@ -136,7 +136,8 @@ def evaluate(
             losses[1] += len(y)
             accuracies.update(scores, y)
     loss, count = total(fabric, losses).tolist()
-    values = {name: float(value) for name, value in accuracies.compute().items()}
+    # torchmetrics gives float32; the share of so many examples is known exactly.
+    values = {name: round(float(value) * count) / count for name, value in accuracies.compute().items()}
     return Score(loss / count, values["accuracy"], values.get("top5_accuracy"))
 
 
@@ -215,4 +216,3 @@ def parts_of(dataset: Any, config: TrainConfig) -> Iterable[tuple[str, Examples]
 def _wide(fabric: Fabric) -> torch.device:
     # MPS has no float64.
     return torch.device("cpu") if fabric.device.type == "mps" else fabric.device
-

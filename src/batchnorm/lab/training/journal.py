@@ -34,7 +34,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter  # a second to import
 
             purge = step + 1 if step else None
-            self.board = SummaryWriter(str(recorder.path / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(recorder.path / "tensorboard"), purge_step=purge)
 
     def metrics(self, kind: str, *, step: int, epoch: float, seconds: float, **values: float | str | None) -> None:
         """Append one record of numbers, as `Recorder.metrics`."""

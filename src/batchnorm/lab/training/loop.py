@@ -110,6 +110,8 @@ class Loop:
         if self.at.step == 0:
             self._evaluate()
             self._save()
+        if self.at.step == self.steps:
+            return "finished", ""
         clock = time.perf_counter()
         for batch in self._batches():
             loss, readings = self.stepper(batch, self.schedule(self.at.step), probing=self._probing())
@@ -165,7 +167,7 @@ class Loop:
             checkpoints.save(self.directory, self.at.step, state)
 
     def _record_losses(self, *, last: bool) -> None:
-        """Write down the steps since the last record, averaged over processes; a loss that is not finite ends the run."""
+        """Write down the steps since the last record, averaged over processes; see that their losses are finite."""
         fabric, at = self.stepper.fabric, self.at
         shares = torch.stack([torch.as_tensor(loss, dtype=torch.float32, device=fabric.device) for loss in at.losses])
         losses = (total(fabric, shares) / fabric.world_size).tolist()
@@ -212,12 +214,12 @@ class Loop:
                 channels_last=config.channels_last,
             )
             self.scores[kind] = score
+            numbers: dict[str, Any] = {**score.values(), "statistics": config.statistics if remembers else "none"}
             self.journal.metrics(
                 kind,
                 **self._where(),
                 seconds=self.at.seconds + time.perf_counter() - start,
-                **score.values(),
-                statistics=config.statistics if remembers else "none",
+                **numbers,
             )
         self._tell(evaluated=True)
         decisive = self.scores["test" if self.dataset.validation is None else "validation"]
@@ -243,7 +245,9 @@ class Loop:
             return self.asked_to_stop()
         return together and total(fabric, torch.tensor(float(self.asked_to_stop()), device=fabric.device)).item() > 0
 
-    def _tell(self, *, loss: float | None = None, examples_per_second: float | None = None, evaluated: bool = False) -> None:
+    def _tell(
+        self, *, loss: float | None = None, examples_per_second: float | None = None, evaluated: bool = False
+    ) -> None:
         if self.stepper.fabric.is_global_zero:
             accuracy = {kind: score.accuracy for kind, score in self.scores.items()}
             self.tell(Progress(**self._where(), steps=self.steps, loss=loss, examples_per_second=examples_per_second,

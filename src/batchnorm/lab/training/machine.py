@@ -1,5 +1,6 @@
 """Fabric, set up for one process or for those that torchrun started, and what they do together."""
 
+import inspect
 import logging
 import os
 import warnings
@@ -8,11 +9,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.training.config import TrainConfig
+
+_OF_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+#: The argument of DDP by which rank 0's buffers go to the others before each forward; torch 2.13 gave it a new name.
+RANK_0_AT_EACH_STEP = "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers"
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -44,7 +49,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     device = _device(config.device)
     # Running statistics differ between processes and are averaged where they are used (average_statistics), so DDP need
     # not send rank 0's at each step. A branch that stochastic depth drops gets no gradient in that step.
-    strategy = DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.stochastic_depth > 0)
+    apart: dict[str, Any] = {RANK_0_AT_EACH_STEP: False}
+    strategy = DDPStrategy(find_unused_parameters=config.stochastic_depth > 0, **apart)
     # Fabric's own choice for 16-mixed on a CPU is bf16-mixed with a warning; torch can do it there.
     mixed = config.precision == "16-mixed"
     fabric = Fabric(
@@ -92,7 +98,7 @@ def average_statistics(fabric: Fabric, model: nn.Module) -> None:
         return
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(fabric.all_reduce(buffer.clone(), reduce_op="mean"))
+            buffer.copy_(total(fabric, buffer) / fabric.world_size)
         else:
             torch.distributed.broadcast(buffer, src=0)
 

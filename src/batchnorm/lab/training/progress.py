@@ -79,10 +79,10 @@ def training_progress(to: Console) -> Iterator[Callable[[Progress], None]]:
                 # The pace begins here: what a resumed run did before is not of this process.
                 task = bar.add_task("", total=progress.steps, completed=progress.step, rate="", loss="")
             line(progress)
-            fields = {}
+            bar.update(task, completed=progress.step)
             if progress.loss is not None and progress.examples_per_second is not None:
-                fields = {"rate": f"{progress.examples_per_second:,.0f} examples/s", "loss": f"loss {progress.loss:.4f}"}
-            bar.update(task, completed=progress.step, **fields)
+                rate = f"{progress.examples_per_second:,.0f} examples/s"
+                bar.update(task, rate=rate, loss=f"loss {progress.loss:.4f}")
 
         yield advance
 

@@ -56,7 +56,7 @@ EPOCHS = {"digits": 20, "mnist": 5, "fashion_mnist": 10}
 RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.01, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}
 PLAIN_DESCENT = ("sgd", "momentum", "nesterov")
 #: Without normalization the rate that plain descent bears is about a tenth.
-WITHOUT_NORMALIZATION = 0.1
+WITHOUT_NORMALIZATION = 10
 
 #: Of He et al. 2015, as the recipe of resnet: each side is padded with four pixels.
 CIFAR_CROP = 4
@@ -77,13 +77,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Returns
     -------
     TrainConfig
-        With optimizer, lr, schedule, batch_size, epochs or steps, l2, flip and crop given; `resolve_cadence` gives the rest.
+        With optimizer, lr, schedule, batch_size, epochs or steps, l2, flip and crop given; `resolve_cadence` gives
+        the rest.
     """
     recipe = recipe_of(config.model)
     optimizer = config.optimizer or recipe.optimizer
     lr = recipe.lr if optimizer == recipe.optimizer else RATES[optimizer]
     if config.norm == "none" and optimizer in PLAIN_DESCENT:
-        lr *= WITHOUT_NORMALIZATION
+        lr /= WITHOUT_NORMALIZATION
     epochs = EPOCHS.get(config.data, recipe.epochs) if config.steps is None else None
     small = config.data in SMALL_DATA or config.model == "mlp"
     return replace(

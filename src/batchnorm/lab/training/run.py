@@ -183,7 +183,7 @@ def dry_run(config: TrainConfig, talk: Talk) -> Outcome:
     LabError
         What training would raise.
     """
-    once = {f"{what}_every": 1 for what in ("log", "evaluate", "checkpoint", "probe")}
+    once: dict[str, Any] = {f"{what}_every": 1 for what in ("log", "evaluate", "checkpoint", "probe")}
     batch = config.batch_size or 64
     config = replace(config, epochs=None, steps=1, warmup_steps=0, train_subset=min(batch, config.train_subset), **once)
     fabric = make_fabric(config)
@@ -246,7 +246,7 @@ def _make_loop(
 ) -> Loop:
     config = subject.config
     plain = make_optimizer(subject.model, config)
-    network = torch.compile(subject.model) if config.compile else subject.model
+    network: Any = torch.compile(subject.model) if config.compile else subject.model
     wrapped, optimizer = fabric.setup(network, plain)
     probes = make_probes(config.probes, subject.model) if fabric.is_global_zero else []
     step = 0 if state is None else state["step"]
@@ -294,14 +294,16 @@ def _reopen(
         raise LabError(
             f"a run goes on with as many processes as it began with, {len(state['processes'])}; got {fabric.world_size}"
         )
-    if step >= subject.steps:
+    # Killed between its last checkpoint and its end, it has the end to write.
+    unended = step == subject.steps and not (path / "status.json").exists()
+    if step >= subject.steps and not unended:
         raise LabError(f"{path} is at step {step} of {subject.steps}; to go on, give more --epochs or --steps")
     if not fabric.is_global_zero:
         return None, state
     return Recorder.resume(
         path,
-        # At step 0 the first evaluation was recorded before the first checkpoint; without one all is done anew.
-        -1 if state is None else step,
+        # Before the first step all is done anew: the first evaluation too.
+        step or -1,
         config={"command": command_line(subject.config), "config": asdict(subject.config)},
         note={"step": step, "changed": changed, **_environment(subject.config, fabric)},
     ), state

@@ -59,9 +59,9 @@ def make_schedule(config: TrainConfig, *, steps: int, steps_per_epoch: int) -> S
             case "constant":
                 return lr
             case "step":
-                return lr * decay ** bisect_right(drops, step)  # (126)
+                return lr * float(decay ** bisect_right(drops, step))  # (126)
             case "exponential":
-                return lr * decay ** (step / steps_per_epoch)  # (127)
+                return lr * math.pow(decay, step / steps_per_epoch)  # (127)
             case "inverse-time":
                 return lr / (1 + decay * step / steps_per_epoch)
             case "linear":

@@ -12,6 +12,23 @@ from batchnorm.lab.errors import LabError
 from batchnorm.lab.files import jsonable, reason_of
 from batchnorm.lab.training.config import MAY_CHANGE, TrainConfig
 
+#: What other trainers call a setting.
+SYNONYMS = {
+    "lr": ("learning_rate",),
+    "l2": ("weight_decay", "wd"),
+    "data": ("dataset",),
+    "model": ("arch", "network"),
+    "optimizer": ("optim",),
+    "schedule": ("scheduler", "lr_schedule", "lr_scheduler"),
+    "decay": ("gamma",),
+    "precision": ("amp",),
+    "clip_norm": ("gradient_clip", "grad_clip", "max_norm"),
+    "norm_momentum": ("bn_momentum",),
+    "norm_eps": ("bn_eps",),
+    "warmup_steps": ("warmup",),
+    "log_every": ("log_interval",),
+}
+
 
 def read_toml(path: Path) -> TrainConfig:
     """Read a TOML file of settings; those that it does not name keep their defaults.
@@ -64,17 +81,22 @@ def from_mapping(mapping: Mapping[str, Any], source: str) -> TrainConfig:
     settings = {}
     for key, value in mapping.items():
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.0)[0]
-            raise LabError(f"{source} sets {key!r}, which is no setting of a training; the nearest is {near!r}")
+            raise LabError(f"{source} sets {key!r}, which is no setting of a training; {_nearest(key, list(kinds))}")
         if isinstance(value, list):
-            value = tuple(value)  # noqa: PLW2901
+            value = tuple(value)
         if isinstance(value, str) and Path in get_args(kinds[key]):
-            value = Path(value)  # noqa: PLW2901
+            value = Path(value)
         settings[key] = value
     try:
         return TrainConfig(**settings)
     except LabError as error:
         raise LabError(f"{source}: {error}") from None
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    meant = [name for name, others in SYNONYMS.items() if key in others]
+    near = next(iter(meant or difflib.get_close_matches(key, known, n=1)), None)
+    return f"did you mean {near!r}?" if near else "batchnorm train --help lists them"
 
 
 def command_line(config: TrainConfig) -> str:
