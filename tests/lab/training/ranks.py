@@ -1,6 +1,6 @@
 """One process of several: trains, and saves what it holds afterwards. For torchrun.
 
-    torchrun --standalone --nproc-per-node 2 ranks.py DIRECTORY
+torchrun --standalone --nproc-per-node 2 ranks.py DIRECTORY
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def network(norm: str) -> torch.nn.Module:
 def main() -> None:
     """Train without and with batch normalization, and resume."""
     directory, rank = Path(sys.argv[1]), os.environ["RANK"]
-    for norm in ("none", "batch"):
+    for name, norm in (("none", "none"), ("batch", "batch"), ("longer", "batch")):
         model = network(norm)
-        outcome = train(plain(directory / norm, norm), dataset=points(), model=model)
+        outcome = train(plain(directory / name, norm), dataset=points(), model=model)
         scores = {kind: asdict(score) for kind, score in outcome.scores.items()}
-        torch.save({"model": model.state_dict(), "scores": scores}, directory / f"{norm}-{rank}.pt")
-    longer = plain(directory / "batch", "batch", steps=12)
-    train(longer, resume=directory / "batch", dataset=points(), model=network("batch"))
+        torch.save({"model": model.state_dict(), "scores": scores}, directory / f"{name}-{rank}.pt")
+    longer = plain(directory / "longer", "batch", steps=12)
+    train(longer, resume=directory / "longer", dataset=points(), model=network("batch"))
 
 
 if __name__ == "__main__":

@@ -78,5 +78,13 @@ def plain(out: Path, norm: str, **settings: Any) -> TrainConfig:
         schedule="constant",
         l2=0.0,
         out=out,
-        **{"steps": 9, "batch_size": 12, "log_every": 1, "evaluate_every": 4, "probes": (), "train_subset": 20, **settings},
+        **{
+            "steps": 9,
+            "batch_size": 12,
+            "log_every": 1,
+            "evaluate_every": 4,
+            "probes": (),
+            "train_subset": 20,
+            **settings,
+        },
     )

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import batchnorm
+import batchnorm.lab.errors
 from batchnorm.lab.data import Loader
 from batchnorm.lab.recording import read_train_run
 from batchnorm.lab.training import train
@@ -96,16 +97,14 @@ def test_running_statistics_are_the_mean_of_what_each_process_saw(two: Path) -> 
 
 
 def test_two_processes_resume_and_write_once(two: Path) -> None:
-    run = read_train_run(two / "batch")
+    run = read_train_run(two / "longer")
     assert (run.status, run.step) == ("finished", 12)
     assert [record["step"] for record in run.of_kind("train")] == list(range(1, 13))
     assert run.environment["processes"] == 2
-    assert json.loads((two / "batch/config.json").read_text())["resumed"][0]["changed"] == ["steps"]
+    assert json.loads((two / "longer/config.json").read_text())["resumed"][0]["changed"] == ["steps"]
 
 
 def test_one_process_does_not_go_on_with_the_run_of_two(two: Path) -> None:
     with pytest.raises(batchnorm.lab.errors.LabError, match="as many processes as it began with, 2; got 1"):
-        train(
-            plain(two / "batch", "batch", steps=20), resume=two / "batch", dataset=points(), model=network("batch")
-        )
-    assert without_times(read_train_run(two / "batch").of_kind("train"))[-1]["step"] == 12
+        train(plain(two / "longer", "batch", steps=20), resume=two / "longer", dataset=points(), model=network("batch"))
+    assert without_times(read_train_run(two / "longer").of_kind("train"))[-1]["step"] == 12

@@ -1,9 +1,9 @@
 """Fabric, set up for one process or for those that torchrun started, and what they do together."""
 
+import atexit
 import inspect
 import logging
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -62,7 +62,17 @@ def make_fabric(config: TrainConfig) -> Fabric:
         plugins=[MixedPrecision("16-mixed", device=device)] if mixed else None,
     )
     fabric.launch()
+    if world > 1:
+        # At the exit and not before: under one torchrun the group cannot be made twice, and there may be another
+        # training. Without it gloo's threads abort the process.
+        atexit.unregister(_leave)
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _device(asked: str) -> str:
@@ -115,11 +125,3 @@ def gathered(fabric: Fabric, value: Any) -> list[Any]:
         values = [None] * fabric.world_size
         torch.distributed.all_gather_object(values, value)
     return values
-
-
-def end(fabric: Fabric) -> None:
-    """Leave the process group, so that torch does not warn that it was left to the exit."""
-    if fabric.world_size > 1 and torch.distributed.is_initialized():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.distributed.destroy_process_group()

@@ -24,7 +24,7 @@ from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import Score
 from batchnorm.lab.training.journal import Journal
 from batchnorm.lab.training.loop import Diverged, Loop
-from batchnorm.lab.training.machine import end, make_fabric
+from batchnorm.lab.training.machine import make_fabric
 from batchnorm.lab.training.optimizers import make_optimizer
 from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.randomness import random_state, restore_random_state, seed_all
@@ -327,7 +327,6 @@ def _process(config: TrainConfig, fabric: Fabric) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         restore_random_state(generators)
-        end(fabric)
 
 
 def _plan(subject: Subject, fabric: Fabric, path: Path) -> str:
