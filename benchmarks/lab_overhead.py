@@ -3,11 +3,12 @@
     python benchmarks/lab_overhead.py                      # under 4 minutes on two cores
     python benchmarks/lab_overhead.py --steps 60 --threads 2
 
-Two comparisons, each of a bare loop with the lab's loop and its default probes, every 25th step: the network as it is
-built, with torch's batch normalization, and the same after `batchnorm.convert`. Both arms take the same batches from
-the same weights. They run in one process in turns: `--block` steps of one, then of the other, in random order, so
-that what the machine does meanwhile meets both; a ratio is taken inside each such pair. Records and probes are part
-of the lab's steps; evaluations and checkpoints are not, as a bare loop has to do something of the kind too.
+Two comparisons, each of a bare loop with the lab's loop and its default probes in every 25th step, the most often
+that they come by default: the network as it is built, with torch's batch normalization, and after
+`batchnorm.convert`. Both arms take the same batches from the same weights. They run in one process in turns: 25 steps
+of one, then of the other, in random order, so that what the machine does meanwhile meets both; a ratio is taken
+inside each such pair, and the first pair warms up. Records and probes are part of the lab's steps; evaluations and
+checkpoints are not, as a bare loop has to do something of the kind too.
 
 Unless both arms end with bit-equal weights and buffers nothing is printed and the exit code is 1. Rows go to
 benchmarks/results/lab_overhead.csv.
@@ -38,6 +39,8 @@ from batchnorm.lab.training.building import make_subject
 from batchnorm.lab.training.run import Talk, train
 
 RESULTS = Path(__file__).parent / "results/lab_overhead.csv"
+#: Steps of a turn, and between measurements of the probes, so that each turn of the lab has one.
+BLOCK = 25
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,10 @@ class Turns:
     ----------
     config : TrainConfig
         What both train.
-    block : int
-        Steps of a turn.
     """
 
-    def __init__(self, config: TrainConfig, block: int) -> None:
-        self.config, self.block = config, block
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
         self.pairs: list[tuple[float, float]] = []
         self.bare_model, self.loop = bare(config)
         self.order = random.Random(0)  # noqa: S311  # nothing secret
@@ -112,7 +113,7 @@ class Turns:
 
     def before_step(self) -> None:
         """Hear that the lab is about to take a step: at the beginning of a block the bare loop may go first."""
-        if self.step % self.block == 0:
+        if self.step % BLOCK == 0:
             if self.step:
                 self._end_block(time.perf_counter() - self.start)
             self.bare_goes_first = self.order.random() < 0.5
@@ -127,21 +128,21 @@ class Turns:
 
     def _end_block(self, lab: float) -> None:
         took = self.first if self.bare_goes_first else self._bare_block()
-        self.pairs.append((took / self.block, lab / self.block))
+        self.pairs.append((took / BLOCK, lab / BLOCK))
 
     def _bare_block(self) -> float:
         start = time.perf_counter()
-        for _ in range(self.block):
+        for _ in range(BLOCK):
             next(self.loop)
         return time.perf_counter() - start
 
 
-def compare(config: TrainConfig, block: int) -> tuple[list[tuple[float, float]], bool]:
+def compare(config: TrainConfig) -> tuple[list[tuple[float, float]], bool]:
     """Run both loops in turns: seconds per step of each pair, and whether they ended bit-equal."""
     from batchnorm.lab.training.loop import Loop
     from batchnorm.lab.training.step import Stepper
 
-    turns = Turns(config, block)
+    turns = Turns(config)
     trained: dict[str, Any] = {}
     taking, evaluating, saving = Stepper.__call__, Loop._evaluate, Loop._save  # noqa: SLF001  # what a turn leaves out
 
@@ -172,9 +173,8 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--block", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
@@ -186,9 +186,9 @@ def main() -> int:
             config = TrainConfig(
                 data=asked.data, data_dir=asked.data_dir, model=asked.model, norm="torch", convert=convert,
                 steps=asked.steps, batch_size=asked.batch_size, threads=asked.threads, optimizer="momentum", lr=0.1,
-                schedule="constant", probe_every=25, train_subset=0, out=Path(directory) / "run",
+                schedule="constant", probe_every=BLOCK, train_subset=0, out=Path(directory) / "run",
             )  # fmt: skip
-            pairs, same = compare(config, asked.block)
+            pairs, same = compare(config)
         if not same:
             sys.stderr.write(f"convert={convert}: the arms ended with different weights, so no numbers\n")
             return 1
@@ -199,12 +199,12 @@ def main() -> int:
                 str(machine["date"]), str(machine["commit"]), str(machine["processor"]), torch.__version__,
                 asked.threads, f"{asked.model}, converted" if convert else asked.model, asked.data, asked.batch_size,
                 asked.steps, len(pairs), 1e3 * Spread.of([alone for alone, _ in pairs]).median,
-                1e3 * Spread.of([lab for _, lab in pairs]).median, ratio.low, ratio.median, ratio.high,
+                1e3 * Spread.of([lab for _, lab in pairs]).median, ratio.p20, ratio.median, ratio.p80,
             )
         )  # fmt: skip
         print(
             f"{rows[-1].network}: bare {rows[-1].bare_ms:.1f} ms a step, lab {rows[-1].lab_ms:.1f} ms, ratio "
-            f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}, 20th to 80th percentile of {len(pairs)} pairs)"
+            f"{ratio.median:.3f} ({ratio.p20:.3f} to {ratio.p80:.3f}, 20th to 80th percentile of {len(pairs)} pairs)"
         )
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     new = not asked.out.exists()

@@ -1,4 +1,4 @@
-"""What a training is asked for: refusals that say what to do, files and flags that agree, defaults that are resolved."""
+"""What a training is asked for: refusals that say what to do, files and flags that agree, defaults by recipe."""
 
 from __future__ import annotations
 
