@@ -45,6 +45,12 @@ TRAINING_ORDER = [
     {"loop"},
     {"run"},
 ]
+DATA_ORDER = [
+    {"augmentation", "dataset", "split", "verified"},
+    {"parts", "picture"},
+    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"loader", "registry"},
+]
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {
     "artefacts",
@@ -130,6 +136,9 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/training the order is {TRAINING_ORDER}")
             if place[2] in NO_TORCH_IN_TRAINING and top == "torch":
                 breach(line, name, "what says what a training is needs no torch")
+        within_data = place[:2] == inner[:2] == ["lab", "data"] and place[2] != "__init__"
+        if within_data and _rank(DATA_ORDER, inner[2]) >= _rank(DATA_ORDER, place[2]):
+            breach(line, name, f"inside lab/data the order is {DATA_ORDER}")
         if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:

@@ -10,17 +10,11 @@ from torch import Tensor
 
 
 class Examples(Protocol):
-    """One part of a data set.
-
-    Attributes
-    ----------
-    targets : Tensor of shape (N,), int64
-        Class of each example, from 0.
-    """
+    """One part of a data set: N examples, fetched by their indices, and their classes."""
 
     @property
     def targets(self) -> Tensor:
-        """Class of each example."""
+        """Class of each example, from 0: (N,) int64."""
 
     def __len__(self) -> int:
         """Count the examples."""

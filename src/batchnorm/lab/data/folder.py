@@ -17,12 +17,12 @@ from batchnorm.lab.data import picture
 from batchnorm.lab.data.dataset import Dataset
 from batchnorm.lab.data.parts import check_share, division, held_out_text
 from batchnorm.lab.errors import DataError
+from batchnorm.lab.files import reason_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # Of red, green and blue over ImageNet, as published with torchvision's weights.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-LAYOUT = "one folder per class, in train and val or test, or directly in it"
 
 
 class ImageFolder:
@@ -154,6 +154,11 @@ def load(root: Path, *, validation: float, seed: int, image_size: int | None) ->
     train_root = root / "train" if (root / "train").is_dir() else root
     found = [folder for folder in ("val", "test") if train_root != root and (root / folder).is_dir()]
     class_names = _class_names(train_root)
+    if len(class_names) < 2:
+        raise DataError(
+            f"{train_root} must hold at least two classes, one folder per class, or these folders in train and in val "
+            f"or test; got {', '.join(class_names) or 'no folder'}"
+        )
     files, targets = _list(train_root, class_names)
     # As in ImageNet, a lone val is what people test on.
     test_root = root / found[-1] if found else None
@@ -192,12 +197,9 @@ def load(root: Path, *, validation: float, seed: int, image_size: int | None) ->
 
 def _class_names(root: Path) -> list[str]:
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{root} must be a readable folder of images; got {error.strerror}") from error
-    if len(names) < 2:
-        raise DataError(f"{root} must hold at least two classes, {LAYOUT}; got {', '.join(names) or 'no folder'}")
-    return names
+        raise DataError(f"{root} must be a readable folder of images; got {reason_of(error)}") from error
 
 
 def _list(root: Path, class_names: list[str]) -> tuple[list[str], Tensor]:
@@ -219,6 +221,8 @@ def _list(root: Path, class_names: list[str]) -> tuple[list[str], Tensor]:
         targets += [target] * (len(files) - before)
         if len(files) == before and (root / name).is_dir():
             raise DataError(f"{root / name} must hold images ({' '.join(SUFFIXES)}); got none")
+    if not files:
+        raise DataError(f"{root} must hold images, in one folder per class; got none")
     return files, torch.tensor(targets)
 
 

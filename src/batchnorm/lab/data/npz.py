@@ -75,27 +75,31 @@ def load(path: Path) -> Parts:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as NumPy leaves a damaged file open.
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} must be a .npz file with {OFFER}; got one array; write it with np.savez")
-            arrays = {}
-            for name in file.files:
-                try:
-                    arrays[name] = file[name]
-                except ValueError as error:
-                    if "allow_pickle" not in str(error):
-                        raise
-                    raise DataError(
-                        f"{path}: {name} must hold numbers; got Python objects, which are not read, as reading them "
-                        f"can run any program; save it as an array of one number type"
-                    ) from error
-            return arrays
+            return {name: _array(path, name, file) for name in file.files}
     except OSError as error:
         raise DataError(f"{path} must be readable; got {reason_of(error)}") from error
     except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} must be a .npz file; it is damaged or something else ({error})") from error
+
+
+def _array(path: Path, name: str, file: np.lib.npyio.NpzFile) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = file[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise DataError(
+            f"{path}: {name} must hold numbers; got Python objects, which are not read, as reading them can run any "
+            f"program; save it as an array of one number type"
+        ) from error
+    return array
 
 
 def _part(path: Path, arrays: dict[str, NDArray[Any]], x_key: str, y_key: str) -> Part | None:

@@ -30,12 +30,12 @@ class Parts:
     ----------
     train : Part
         To train on.
-    validation : Part or None
-        To choose by, if the source has such a part of its own.
     test : Part or None
         To test on. None: examples of ``train`` must be held out for it.
     classes : int
         Number of classes.
+    validation : Part or None
+        To choose by, if the source has such a part of its own.
     class_names : tuple of str
         What they are called, if known.
     divisor : float or None
