@@ -121,9 +121,10 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
-        if place[:2] == ["lab", "models"] and place[2] != "__init__" and inner[:2] == ["lab", "models"]:
-            if len(inner) < 3 or _rank(MODELS_ORDER, inner[2]) >= _rank(MODELS_ORDER, place[2]):
-                breach(line, name, f"inside lab/models the order is {MODELS_ORDER}")
+        within = place[:2] == ["lab", "models"] and place[2] != "__init__" and inner[:2] == ["lab", "models"]
+        # `from batchnorm.lab.models import residual` names a file; what the room shows to others it does not import.
+        if within and _rank(MODELS_ORDER, inner[2]) >= _rank(MODELS_ORDER, place[2]):
+            breach(line, name, f"inside lab/models the order is {MODELS_ORDER}")
         if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:

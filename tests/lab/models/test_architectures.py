@@ -262,3 +262,16 @@ def test_stages_and_hidden_layers_of_the_plain_networks():
     )
     assert make("mlp", hidden=()).description == "no hidden layer, fully connected"
     assert [tuple(layer.weight.shape) for layer in layers(make("mlp", hidden=(7,)))] == [(7, 5), (3, 7)]
+
+
+def test_without_normalization_each_block_doubles_the_mean_square_and_with_it_one_is_added():
+    # De and Smith 2020, arXiv 2002.10444: why normalized residual networks can be deep from the start.
+    growth = {}
+    for norm in ("none", "batch"):
+        network = build("resnet110", Normalization(norm), input_shape=(3, 8, 8), classes=10)
+        x = torch.randn(16, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            growth[norm] = (network.layer1(x).square().mean() / x.square().mean()).log2().item() / 18
+    assert 0.8 < growth["none"] < 1.3
+    assert growth["batch"] < 0.3
+    assert torch.isfinite(make("resnet110", "none")(images("resnet110"))).all()

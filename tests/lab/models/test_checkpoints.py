@@ -1,12 +1,14 @@
 """Checkpoints of torchvision's networks load: names and shapes, written down here from its architectures."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+import batchnorm
 from lab.models.test_architectures import plan
 from lab.models.zoo import make
 
@@ -142,6 +144,17 @@ def test_a_prefix_in_front_of_the_names_does_not_matter():
     state["0.features.0.bias"] = torch.full((64,), 2.0)
     nn.Sequential(network).load_state_dict(state)
     assert torch.equal(network.features[1].running_mean, torch.full((64,), -2.0))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n)), batchnorm.convert])
+def test_a_copy_takes_biases_up_by_itself(copied):
+    network = make("vgg_small", "torch")
+    other = copied(network)
+    del network
+    state = dict(other.state_dict())
+    state["features.0.bias"] = torch.full((64,), 2.0)
+    other.load_state_dict(state)
+    assert torch.equal(other.features[1].running_mean, torch.full((64,), -2.0))
 
 
 def test_a_bias_that_nothing_takes_up_is_an_error():
