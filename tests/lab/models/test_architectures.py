@@ -124,6 +124,16 @@ def test_an_inception_module_puts_its_branches_one_behind_the_other():
     assert [unit.conv.kernel_size for unit in module.double3x3] == [(1, 1), (3, 3), (3, 3)]
 
 
+def test_the_small_vgg_is_the_first_three_stages_of_configuration_a():
+    shapes = [tuple(layer.weight.shape) for layer in layers(plan("vgg11", size=CIFAR))]
+    small = [tuple(layer.weight.shape) for layer in layers(plan("vgg_small", size=CIFAR))]
+    assert small == [*shapes[:4], (10, 256)]
+
+
+def test_scores_of_network_in_network_may_be_negative():
+    assert (make("nin")(images("nin", 20)) < 0).any()
+
+
 def test_normalization_stands_between_convolution_and_nonlinearity():
     order = [type(m).__name__ for m in make("vgg_small", "torch").features]
     unit = ["Conv2d", "BatchNorm2d", "ReLU"]
