@@ -10,7 +10,7 @@ from batchnorm.lab.models.catalogue import architecture_named, asked, check_opti
 from batchnorm.lab.models.factory import from_factory, is_factory
 from batchnorm.lab.models.initializers import initialize, resolve
 from batchnorm.lab.models.normalization import Normalization
-from batchnorm.lab.models.recipe import Recipe
+from batchnorm.lab.models.recipe import OPTIONS, Recipe
 from batchnorm.lab.models.residual import zero_last
 
 
@@ -41,8 +41,8 @@ def build(
     ----------
     model : str
         One of `names`, or ``package.module:factory``. A factory is called with ``normalization``, ``input_shape``,
-        ``classes`` and ``seed`` as far as it takes them, and with what else is given here; it draws its own weights,
-        from torch's global generator seeded with ``seed`` for this call.
+        ``classes`` and ``seed`` as far as it takes them, and with those of the options below that are asked for or that
+        it has no default for. It draws its own weights, from torch's global generator, seeded for this call.
     normalization : Normalization
         The arm.
     input_shape : tuple of int
@@ -116,11 +116,11 @@ def build(
             return _from_factory(model, recipe, seed, activation, initializer, weight_std)
         check_options(model, recipe)
         network = architecture_named(model).build(recipe)
+        if normalization.norm == "instance":
+            _check_positions(model, network, recipe.input_shape)
     initialize(network, kind, scale=recipe.nonlinearity.gain if weight_std is None else weight_std, seed=seed)
     if zero_init_residual:
         zero_last(network)
-    if normalization.norm == "instance":
-        _check_positions(model, network, recipe.input_shape)
     return network
 
 
@@ -172,13 +172,13 @@ def _from_factory(
         "seed": seed,
     }
     named = {"activation": activation, "initializer": initializer, "weight_std": weight_std}
-    options = {name: getattr(recipe, name) for name in asked(recipe)}
-    options |= {name: value for name, value in named.items() if value is not None}
-    return from_factory(model, given, options, input_shape=recipe.input_shape, classes=recipe.classes)
+    wanted = [name for name, value in named.items() if value is not None] + asked(recipe)
+    options = {**named, "activation": recipe.activation, **{name: getattr(recipe, name) for name in OPTIONS}}
+    return from_factory(model, given, options, wanted)
 
 
 def _check_positions(model: str, network: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Refuse maps of one position, which instance normalization makes zero: torch raises, but only in training."""
+    """Refuse maps of one position: minus their mean they are zero, and torch raises when they come."""
     try:
         with torch.no_grad():
             network(torch.zeros(1, *input_shape))

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ def is_factory(model: str) -> bool:
     return ":" in model
 
 
-def from_factory(
-    model: str, given: Mapping[str, Any], asked: Mapping[str, Any], *, input_shape: tuple[int, ...], classes: int
-) -> nn.Module:
+def from_factory(model: str, given: Mapping[str, Any], options: Mapping[str, Any], asked: Collection[str]) -> nn.Module:
     """Import a factory, call it, and check what it made with one forward pass of two zero examples.
 
     Modules are looked for where Python does, and in the current directory, which stays on the path.
@@ -34,13 +32,11 @@ def from_factory(
     model : str
         ``package.module:factory``. The part behind the colon may have dots.
     given : mapping
-        Arguments that the factory gets if it takes them: at least ``normalization``.
-    asked : mapping
-        Arguments that it must take, as a user asked for them.
-    input_shape : tuple of int
-        Shape of one example.
-    classes : int
-        Number of scores that the network must give for each example.
+        Arguments that the factory gets if it takes them: at least ``normalization``, ``input_shape`` and ``classes``.
+    options : mapping
+        Others, that it gets if it has no default for them.
+    asked : collection of str
+        Those of the options that a user asked for: it must take them.
 
     Returns
     -------
@@ -58,7 +54,7 @@ def from_factory(
     Whatever it draws comes from torch's global generator as the caller seeds it.
     """
     factory = _load(model)
-    arguments = _arguments(model, factory, given, asked)
+    arguments = _arguments(model, factory, given, options, asked)
     try:
         network = factory(**arguments)
     except Exception as error:
@@ -67,7 +63,7 @@ def from_factory(
         ) from error
     if not isinstance(network, nn.Module):
         raise LabError(f"{model} must return a torch.nn.Module; it returned {_kind(network)}")
-    _check_scores(model, network, input_shape, classes)
+    _check_scores(model, network, given["input_shape"], given["classes"])
     return network.train()
 
 
@@ -99,28 +95,33 @@ def _load(model: str) -> Callable[..., Any]:
             )
         found = getattr(found, attribute)
     if not callable(found):
-        raise LabError(f"{model} must be a function or class that makes a network; it is {_kind(found)}")
+        raise LabError(
+            f"{model} must be a function or class that makes a network; it is of type {type(found).__name__}"
+        )
     factory: Callable[..., Any] = found
     return factory
 
 
 def _arguments(
-    model: str, factory: Callable[..., Any], given: Mapping[str, Any], asked: Mapping[str, Any]
+    model: str,
+    factory: Callable[..., Any],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    asked: Collection[str],
 ) -> dict[str, Any]:
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError) as error:
         raise LabError(f"the arguments of {model} cannot be read ({error}); wrap it in a function") from error
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    required = [p.name for p in named if p.default is p.empty]
-    required += [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
-    takes = {p.name for p in named}
-    known = {**given, **asked}
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+    known = {**given, **options}
     if unknown := [name for name in required if name not in known or name not in takes]:
         raise LabError(
-            f"{model} needs {', '.join(unknown)}, which the lab does not have to give; "
-            f"it gives by name {', '.join(known)}. Give the others defaults"
+            f"{model} needs {', '.join(unknown)}; what the lab gives, by name, is {', '.join(known)}. "
+            "Give other arguments a default"
         )
     if refused := [name for name in asked if name not in takes and not any_name]:
         raise LabError(f"{model} takes no {', '.join(refused)}: leave the option out, or add the argument")
@@ -132,7 +133,8 @@ def _arguments(
             f"momentum {arm.momentum:g} and groups {arm.groups} would do nothing. Leave these options out, or add the "
             "argument: its methods spatial(channels) and dense(units) make the layers"
         )
-    return {name: value for name, value in known.items() if any_name or name in takes}
+    wanted = {*given, *asked, *required}
+    return {name: value for name, value in known.items() if name in wanted and (any_name or name in takes)}
 
 
 def _check_scores(model: str, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> None:
@@ -170,4 +172,4 @@ def _what(error: Exception) -> str:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"

@@ -80,7 +80,8 @@ def initialize(network: nn.Module, initializer: str, *, scale: float, seed: int)
     initializer : str
         One of `INITIALIZERS`. Biases start at zero; with ``default`` they are torch's, uniform in 1 / sqrt(fan_in).
     scale : float
-        The gain of the activation, for the last layer too; the standard deviation for ``normal``.
+        The gain of the activation; the standard deviation for ``normal``. One for all layers: the last one, too, gets
+        what has been through the activation.
     seed : int
         Of the generator.
     """

@@ -1,5 +1,8 @@
 """What residual networks are made of: two blocks, two shortcuts, and branches that are dropped at random.
 
+Without normalization each block about doubles the mean square of what it gets, so that 54 of them start with scores of
+1e8: nothing here makes up for it, as all arms have the same weights. A smaller ``weight_std`` does.
+
 References
 ----------
 He, Zhang, Ren and Sun 2016, :arxiv:`1512.03385`. Huang et al. 2016, :arxiv:`1603.09382`, equation 4: stochastic depth.
