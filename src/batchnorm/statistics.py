@@ -1,11 +1,11 @@
-"""What is remembered of a batch, or of many: the arithmetic of running and population statistics."""
+"""What is remembered of a batch: the arithmetic of running statistics."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.interface import Statistics, statistics_dtype
+from batchnorm.kernels.interface import statistics_dtype
 
 
 def cumulative_factor(num_batches_tracked: Tensor) -> Tensor:
@@ -77,37 +77,3 @@ def average(running: Tensor, new: Tensor, factor: float | Tensor) -> Tensor:
     tensor([1.])
     """
     return torch.lerp(running.to(new.dtype), new, factor)
-
-
-def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistics:
-    r"""Return the statistics of the union of two sets of values, from those of each.
-
-    .. math::
-        \mu = \mu_a + \frac{m_b}{m} (\mu_b - \mu_a), \qquad
-        v = \frac{m_a}{m} v_a + \frac{m_b}{m} v_b + \frac{m_a m_b}{m^2} (\mu_b - \mu_a)^2
-
-    Parameters
-    ----------
-    a : Statistics
-        Of one set.
-    count_a : int
-        Its values per channel. A set of none changes nothing.
-    b : Statistics
-        Of another set, in the same dtype.
-    count_b : int
-        Its values per channel.
-
-    Returns
-    -------
-    Statistics
-        In the same dtype.
-
-    References
-    ----------
-    DERIVATION (51) to (53). Chan, Golub and LeVeque 1983, The American Statistician 37(3), equations 1.5a, b.
-    """
-    if count_a == 0 or count_b == 0:
-        return b if count_a == 0 else a
-    share_a, share_b = count_a / (count_a + count_b), count_b / (count_a + count_b)
-    apart = b.mean - a.mean
-    return Statistics(a.mean + share_b * apart, share_a * a.var + share_b * b.var + (share_a * share_b) * apart**2)

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import batchnorm
 import tolerances
-from batchnorm import statistics
 from batchnorm.kernels.interface import Statistics
 from batchnorm.reference import batch_norm as reference
 from batchnorm.reference.statistics import exact_population, naive_var, population_statistics, to_rows, unbiased_var
+from batchnorm.tools.population import merge
 from tools.normalized import batches, inputs_by_layer, layers, network
 
 
@@ -96,7 +96,7 @@ def test_digits_survive_a_mean_of_a_million_deviations() -> None:
     float32 = [Statistics(b.double().mean(0).float(), b.double().var(0, unbiased=False).float()) for b in data]
     merged, count = float32[0], 128
     for one, b in zip(float32[1:], data[1:], strict=True):
-        merged, count = statistics.merge(merged, count, one, len(b)), count + len(b)
+        merged, count = merge(merged, count, one, len(b)), count + len(b)
     assert (np.abs(merged.var.numpy() / values.var(0) - 1) > 100 * tolerances.storage_eps(torch.float32)).any()
 
 
@@ -147,11 +147,14 @@ def test_a_number_of_batches_is_a_limit() -> None:
 
 def test_dropout_is_off_and_other_layers_are_in_eval_mode() -> None:
     modes: dict[str, bool] = {}
+    graphs: list[bool] = []
     model = network().train()
+    model.register_forward_hook(lambda _m, _x, y: graphs.append(y.requires_grad))
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, _x, name=name: modes.__setitem__(name, m.training))
     batchnorm.recalibrate(model, batches(), inplace=True)
     assert {name for name, training in modes.items() if training} == {"1", "6", "9", "12"}
+    assert graphs == [False] * 4  # nothing is kept for a backward pass
     with_dropout = copy.deepcopy(network()).train()
     seen: list[np.ndarray] = []
     with_dropout[6].register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach().double().numpy()))

@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, overload
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parameter import is_lazy
 
-from batchnorm import statistics
-from batchnorm.kernels import registry
-from batchnorm.kernels.interface import Statistics, values_per_channel
-from batchnorm.tools import preserve
+from batchnorm.tools import preserve, shares
+from batchnorm.tools.population import Population
 from batchnorm.tools.report import Report, Row
 from batchnorm.tools.walk import normalizations, require_module
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # some builds of torch have none
 
 M = TypeVar("M", bound=nn.Module)
 Variance = Literal["exact", "averaged"]
@@ -39,6 +39,7 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], object] | None = None,
     layers: Collection[str] | None = None,
     variance: Variance = "exact",
+    group: ProcessGroup | None = None,
 ) -> M: ...
 @overload
 def recalibrate(
@@ -51,6 +52,7 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], object] | None = None,
     layers: Collection[str] | None = None,
     variance: Variance = "exact",
+    group: ProcessGroup | None = None,
 ) -> tuple[M, Report]: ...
 def recalibrate(
     model: M,
@@ -62,6 +64,7 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], object] | None = None,
     layers: Collection[str] | None = None,
     variance: Variance = "exact",
+    group: ProcessGroup | None = None,
 ) -> M | tuple[M, Report]:
     r"""Replace the running statistics of a model by those of its inputs over a whole data set: Algorithm 2.
 
@@ -97,6 +100,9 @@ def recalibrate(
         ``'averaged'`` leaves out the second sum, the variance between the means of the batches, and divides by
         :math:`m - K` for K batches: Algorithm 2 as printed, where all :math:`m_k` are equal. It is what the layer
         divided by in training, where batches differ by more than chance: one class or one domain in each, say.
+    group : torch.distributed.ProcessGroup, default=None
+        Processes that each have a share of the data, of any size: all get the statistics of all shares, bit for bit the
+        same. ``torch.distributed.group.WORLD`` is everybody. None: processes do not communicate.
 
     Returns
     -------
@@ -110,6 +116,8 @@ def recalibrate(
     ValueError
         No batch came; a layer or a parameter does not know its size yet; ``layers`` names what is not there or cannot
         be recalibrated; a layer saw a value that is not finite, or only one; an option is out of range.
+    RuntimeError
+        Another process of ``group`` raised.
 
     Notes
     -----
@@ -122,8 +130,8 @@ def recalibrate(
     ``momentum`` does not matter, nor whether parameters require gradients.
 
     Tensors are moved to the device of the model. Random state, modes, hooks and all other buffers are put back. If an
-    exception occurs, here, in the model or in the loader, the model is as it was. Processes do not communicate: under
-    ``torch.distributed``, each one sees its own loader.
+    exception occurs, here, in the model or in the loader, the model is as it was. Of a model wrapped for distributed
+    training give the module inside: the wrapper talks to the other processes in each forward.
 
     References
     ----------
@@ -147,7 +155,13 @@ def recalibrate(
         _choose(found, reasons, layers)
     measured = {layer: Population(name) for name, layer, _ in found if not reasons[layer]}
     if measured:
-        _measure(model, measured, loader, batches, forward or _call)
+        with shares.together(group, measured) if group is not None else nullcontext():
+            number = _measure(model, measured, loader, batches, forward or _call)
+        if number == 0 and not any(p.count for p in measured.values()):
+            raise ValueError(
+                "recalibrate needs at least one batch; the loader gave none. An empty data set, drop_last=True with "
+                "fewer examples than a batch, or a generator that was used before?"
+            )
         values = {layer: p.result(layer, variance) for layer, p in measured.items() if p.count}
         with torch.no_grad():
             for layer, tensors in values.items():
@@ -220,55 +234,14 @@ def _choose(
         raise ValueError(f"layers must name batch normalizations of the model; {sorted(wanted)} are not among {there}.")
 
 
-@dataclass
-class Population:
-    """What one layer has seen so far: the statistics of all values, and the sum of the variances within batches."""
-
-    name: str
-    whole: Statistics | None = None
-    count: int = 0
-    within: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum over batches of count times var
-    calls: int = 0
-
-    def add(self, x: Tensor) -> None:
-        """Take in one batch, of shape (N, C, *)."""
-        count = values_per_channel(x)
-        if count == 0:
-            return
-        new = registry.select(x).collect(x.detach())
-        self.within = new.var * count + self.within.to(new.var)
-        self.whole = new if self.whole is None else statistics.merge(self.whole, self.count, new, count)
-        self.count += count
-        self.calls += 1
-
-    def result(self, layer: nn.Module, variance: str) -> dict[str, Tensor]:
-        """Return the layer's buffers; raise ValueError where they would not be finite."""
-        assert self.whole is not None
-        exact = variance == "exact"
-        freedom = self.count - (1 if exact else self.calls)  # (42) on the whole; (49) is this for equal counts
-        if freedom < 1:
-            raise ValueError(
-                f"a variance needs more than one value per channel; {self.name or 'the layer'} saw {self.count} in "
-                f"{self.calls} batches. Try larger batches."
-            )
-        mean = self.whole.mean.to(layer.running_mean)  # type: ignore[arg-type]  # a tensor, by _refusal
-        var = ((self.whole.var * self.count if exact else self.within) / freedom).to(layer.running_var)  # type: ignore[arg-type]
-        if not bool((mean.isfinite() & var.isfinite()).all()):
-            raise ValueError(
-                f"population statistics must be finite; those of {self.name or 'the layer'} are not in {mean.dtype}. "
-                "The model is as it was. Look for NaN or infinity in the data, in the weights, and in half precision."
-            )
-        return {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(self.calls)}
-
-
 def _measure(
     model: nn.Module,
     measured: Mapping[nn.Module, Population],
     loader: Iterable[Any],
     batches: int | None,
     forward: Callable[[nn.Module, Any], object],
-) -> None:
-    """Run the batches through the model, its layers' inputs into ``measured``, and leave no other trace."""
+) -> int:
+    """Run the batches through the model, its layers' inputs into ``measured``; return how many there were."""
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
     with ExitStack() as stack:
         for preserved in (preserve.random_state, preserve.buffers, preserve.modes):
@@ -285,11 +258,7 @@ def _measure(
             except Exception as error:
                 error.add_note(f"(batchnorm.recalibrate: in batch {number}; the model is as it was)")
                 raise
-    if number == 0:
-        raise ValueError(
-            "recalibrate needs at least one batch; the loader gave none. An empty data set, drop_last=True with "
-            "fewer examples than a batch, or a generator that was used before?"
-        )
+    return number
 
 
 @contextmanager

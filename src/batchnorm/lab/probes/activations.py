@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchnorm.kernels import registry
 from batchnorm.kernels.interface import channel_shape, statistics_dtype
 from batchnorm.lab.probes.calls import Call, Calls
 from batchnorm.lab.probes.probe import Reading, Step
@@ -19,7 +18,7 @@ from batchnorm.tools import swap
 @dataclass(frozen=True)
 class _Seen:
     values: Tensor
-    saturated: Tensor
+    saturated: Tensor  # how many of the values
     dead: float
 
 
@@ -61,7 +60,7 @@ class Activations:
         layers = {}
         for name, seen in self._seen.items():
             found = spread(sorted_values(seen.values))
-            layers[name] = found | {"saturated": seen.saturated.double().mean().item(), "dead": seen.dead}
+            layers[name] = found | {"saturated": int(seen.saturated) / seen.values.numel(), "dead": seen.dead}
         self._seen.clear()
         return Reading(layers=layers)
 
@@ -77,7 +76,7 @@ class Activations:
         if values.numel() == 0:
             return
         saturated = rule(values)
-        self._seen[call.name] = _Seen(values, saturated.sum() / saturated.numel(), _dead(before, saturated, rule))
+        self._seen[call.name] = _Seen(values, saturated.sum(), _dead(before, saturated, rule))
 
 
 def _dead(before: "_Before", saturated: Tensor, rule: Rule) -> float:
@@ -112,7 +111,7 @@ class _Normalized(_Before):
         layer: Any = call.module
         wide = statistics_dtype(call.x.device)
         if layer.training or layer.running_mean is None:
-            self.mean, self.var = registry.select(call.x).collect(call.x)
+            self.mean, self.var = call.batch.statistics
         else:
             self.mean, self.var = layer.running_mean.to(wide), layer.running_var.to(wide)
         self.scale = (self.var + layer.eps).rsqrt()

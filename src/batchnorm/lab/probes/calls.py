@@ -9,15 +9,36 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from batchnorm.kernels import registry
+from batchnorm.kernels.interface import Statistics
 from batchnorm.tools import blocks, preserve, swap
 
 #: Whether a probe is computing losses of its own: what it calls then is not part of the step.
 replaying: ContextVar[bool] = ContextVar("replaying", default=False)
+
+
+class Batch:
+    """What a module is called with, and its statistics, which are computed once for all who ask.
+
+    Parameters
+    ----------
+    x : Tensor
+        The input.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach()
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Mean and biased variance of each channel, in float64."""
+        return registry.select(self.x).collect(self.x)
 
 
 @dataclass(frozen=True)
@@ -30,8 +51,8 @@ class Call:
         Path of the module; "path (call 2)" for its second call in a forward.
     module : Module
         The module.
-    x : Tensor
-        Its input, detached; the module may overwrite it.
+    batch : Batch
+        Its input; the module may overwrite it.
     residual : Tensor or None
         What is added before the activation of a batch normalization with one.
     activation : str or None
@@ -40,9 +61,14 @@ class Call:
 
     name: str
     module: nn.Module
-    x: Tensor
+    batch: Batch
     residual: Tensor | None = None
     activation: str | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The input, detached."""
+        return self.batch.x
 
 
 class Calls:
@@ -94,16 +120,16 @@ class Calls:
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("input", kwargs.get("x"))
-        self._note(module, x, None, None)
+        self._note(module, Batch(x) if isinstance(x, Tensor) and x.is_floating_point() else None, None, None)
 
-    def _note(self, module: nn.Module, x: Any, residual: Any, activation: str | None) -> None:
+    def _note(self, module: nn.Module, batch: Batch | None, residual: Tensor | None, activation: str | None) -> None:
         if not self._of_the_step():
             return
         count = self.counts[module] = self.counts.get(module, 0) + 1
-        if isinstance(x, Tensor) and x.is_floating_point():
+        if batch is not None:
             name = self.names[module] + (f" (call {count})" if count > 1 else "")
             with torch.no_grad():
-                self.see(Call(name, module, x.detach(), None if residual is None else residual.detach(), activation))
+                self.see(Call(name, module, batch, None if residual is None else residual.detach(), activation))
 
 
 def in_forward_order(modules: Iterable[nn.Module], seen: Iterable[nn.Module]) -> list[nn.Module]:
@@ -136,8 +162,9 @@ class _Observed:
         self.observers: list[Callable[..., None]] = []
 
     def __call__(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        batch = Batch(x) if isinstance(x, Tensor) and x.is_floating_point() else None
         for observer in self.observers:
-            observer(self.module, x, residual, activation)
+            observer(self.module, batch, residual, activation)
         y: Tensor = self.forward(self.module, x, residual, activation)
         return y
 

@@ -21,10 +21,11 @@ class Step:
     model : Module
         The network itself, not a wrapper that would talk to other processes: probes see one process's share.
     closure : callable
-        Computes the loss of this same batch with the present weights, in training mode, with its graph (and autocast,
-        where training has it). With gradient accumulation: of the last share.
+        Computes the loss of this same batch with the present weights, in training mode, with its graph. It calls
+        ``model`` itself, under autocast where training does: Fabric's wrapper refuses any backward pass but its own in
+        mixed precision, and one for distributed training would wait. With gradient accumulation: of the last share.
     optimizer : Optimizer
-        Torch's own object, of which Fabric's wrapper has it as ``optimizer``.
+        Its gradients are ``parameter.grad``, and its step is what comes next.
     scale : float
         What the gradients are multiplied with until the optimizer steps: a ``GradScaler``'s scale, or 1 where they
         were divided by it already.

@@ -90,7 +90,8 @@ def stepped(step: Step) -> Mapping[nn.Parameter, Tensor]:
     LabError
         The optimizer cannot step by itself.
     """
-    optimizer = step.optimizer
+    # Fabric's wrapper has torch's own object inside, and steps through a strategy that is no part of the arithmetic.
+    optimizer: torch.optim.Optimizer = getattr(step.optimizer, "optimizer", step.optimizer)
     twin: Any = object.__new__(type(optimizer))
     hooks = {key: type(value)() for key, value in vars(optimizer).items() if "hooks" in key}  # they are other people's
     # A scheduler puts a `step` of its own on the object, which would step the original.

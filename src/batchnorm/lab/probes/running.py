@@ -8,11 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm import statistics
-from batchnorm.kernels import registry
 from batchnorm.kernels.interface import Statistics, statistics_dtype, values_per_channel
 from batchnorm.lab.probes.calls import Call, Calls
 from batchnorm.lab.probes.probe import Reading, Step
+from batchnorm.tools.population import merge
 
 
 @dataclass
@@ -68,21 +67,22 @@ class Running:
         count = values_per_channel(x)
         if x.shape[1] != layer.num_features or count == 0:
             return  # for the layer to complain about, or nothing
-        batch = registry.select(x).collect(x)
+        batch = call.batch.statistics
         known = self._seen.get(layer)
         if known is None:
             wide = statistics_dtype(x.device)
             running = (layer.running_mean.to(wide, copy=True), layer.running_var.to(wide, copy=True))
             self._seen[layer] = _Seen(layer, *running, batch, count)
         else:
-            known.batch = statistics.merge(known.batch, known.count, batch, count)
+            known.batch = merge(known.batch, known.count, batch, count)
             known.count += count
 
 
 def _gap(seen: _Seen) -> dict[str, Any]:
     eps = seen.layer.eps
     gap = (seen.batch.mean - seen.running_mean) * (seen.running_var + eps).rsqrt()
-    ratio = (statistics.unbiased_var(seen.batch.var, seen.count) + eps) / (seen.running_var + eps)
+    unbiased_var = seen.batch.var * (seen.count / (seen.count - 1))
+    ratio = (unbiased_var + eps) / (seen.running_var + eps)
     with np.errstate(invalid="ignore"):  # a network that diverges
         low, median, high = np.percentile(ratio.double().cpu().numpy(), (10, 50, 90)).tolist()
     return {

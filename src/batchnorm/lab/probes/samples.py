@@ -41,8 +41,9 @@ def sample(u: Tensor, limit: int = LIMIT) -> Tensor:
     stride = ceil(positions / max(1, limit // max(1, examples * units)))
     while gcd(stride, width) > 1 and stride < positions:
         stride += 1  # else an image would be looked at in some of its columns only
-    skip = max(1, ceil(examples * units * ceil(positions / max(1, stride)) / limit))
-    return by_unit(u)[::skip, :, stride // 2 :: max(1, stride)].clone()
+    chosen = by_unit(u)[:, :, stride // 2 :: max(1, stride)]
+    skip = ceil(examples / max(1, limit // max(1, units * chosen.shape[2])))
+    return chosen[:: max(1, skip)].clone()
 
 
 def flat_sample(tensors: list[Tensor], limit: int = LIMIT) -> Tensor:
