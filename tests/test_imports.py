@@ -141,7 +141,7 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
         for which, order in INNER_ORDERS.items():
             inside_room = place[:2] == inner[:2] == ["lab", which] and "__init__" not in place and inner[2] != place[2]
-            # `from batchnorm.lab.models import residual` names a file; what the room shows to others it does not import.
+            # `from batchnorm.lab.models import residual` names a file; what a room shows to others it does not import.
             if inside_room and _rank(order, inner[2]) >= _rank(order, place[2]):
                 breach(line, name, f"inside lab/{which} the order is {order}")
         if place[:2] == ["lab", "training"] and place[2] in NO_TORCH_IN_TRAINING and top == "torch":

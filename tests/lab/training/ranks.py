@@ -26,12 +26,13 @@ def network(norm: str) -> torch.nn.Module:
 def main() -> None:
     """Train without and with batch normalization, and resume."""
     directory, rank = Path(sys.argv[1]), os.environ["RANK"]
-    for name, norm in (("none", "none"), ("batch", "batch"), ("longer", "batch")):
+    runs = {"none": ("none", "running"), "batch": ("batch", "running"), "longer": ("batch", "population")}
+    for name, (norm, statistics) in runs.items():
         model = network(norm)
-        outcome = train(plain(directory / name, norm), dataset=points(), model=model)
+        outcome = train(plain(directory / name, norm, statistics=statistics), dataset=points(), model=model)
         scores = {kind: asdict(score) for kind, score in outcome.scores.items()}
         torch.save({"model": model.state_dict(), "scores": scores}, directory / f"{name}-{rank}.pt")
-    longer = plain(directory / "longer", "batch", steps=12)
+    longer = plain(directory / "longer", "batch", steps=12, statistics="population")
     train(longer, resume=directory / "longer", dataset=points(), model=network("batch"))
 
 

@@ -60,6 +60,14 @@ def test_without_batch_normalization_two_processes_train_as_one_with_the_joint_b
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
 
 
+def test_population_statistics_are_those_of_all_processes(two: Path) -> None:
+    one, other = _ranks(two, "longer")
+    assert one["scores"] == other["scores"]
+    running = _ranks(two, "batch")[0]
+    torch.testing.assert_close(one["model"], running["model"], rtol=0, atol=0)  # measured on a copy
+    assert one["scores"]["test"]["loss"] != running["scores"]["test"]["loss"]
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_all_processes_end_with_the_same_network_and_the_same_scores(two: Path, norm: str) -> None:
     one, other = _ranks(two, norm)
@@ -106,5 +114,10 @@ def test_two_processes_resume_and_write_once(two: Path) -> None:
 
 def test_one_process_does_not_go_on_with_the_run_of_two(two: Path) -> None:
     with pytest.raises(batchnorm.lab.errors.LabError, match="as many processes as it began with, 2; got 1"):
-        train(plain(two / "longer", "batch", steps=20), resume=two / "longer", dataset=points(), model=network("batch"))
+        train(
+            plain(two / "longer", "batch", steps=20, statistics="population"),
+            resume=two / "longer",
+            dataset=points(),
+            model=network("batch"),
+        )
     assert without_times(read_train_run(two / "longer").of_kind("train"))[-1]["step"] == 12

@@ -1,6 +1,5 @@
 """How good a network is on a part of the data: in eval mode, shared among processes, changing nothing."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -146,7 +145,7 @@ def with_population_statistics(
 ) -> nn.Module:
     """Copy a network and give the copy population statistics of the training data (Algorithm 2).
 
-    Every process measures the same batches, so that every copy is the same.
+    Every process measures its shares of the same batches, and all get the same statistics.
 
     Parameters
     ----------
@@ -171,18 +170,20 @@ def with_population_statistics(
     Ioffe and Szegedy 2015, :arxiv:`1502.03167`, Algorithm 2.
     """
     assert config.batch_size is not None
-    # The statistics of a process come from its share of a batch, cut in pieces; those of the population too.
-    share = max(2, config.batch_size // (fabric.world_size * config.accumulate))
-    loader = Loader(examples, min(share, len(examples)), seed=config.seed, classes=classes, shuffle=True)
-
-    def batches() -> Iterator[Tensor]:
-        for number, batch in enumerate(loader.epoch(0)):
-            if number == config.population_batches:
-                return
-            yield to_device(fabric, batch.x, config.channels_last)
-
+    # As in training: a process normalizes its share of a batch, cut in pieces.
+    most = min(config.batch_size // config.accumulate, len(examples)) // fabric.world_size
+    joint = max(2, most) * fabric.world_size
+    loader = Loader(
+        examples, joint, seed=config.seed, classes=classes, rank=fabric.global_rank, world=fabric.world_size
+    )
+    batches = (to_device(fabric, batch.x, config.channels_last) for batch in loader.epoch(0))
     with fabric.autocast():
-        measured: nn.Module = batchnorm.recalibrate(copy.deepcopy(model), batches(), inplace=True)
+        measured: nn.Module = batchnorm.recalibrate(
+            model,
+            batches,
+            batches=config.population_batches,
+            group=torch.distributed.group.WORLD if fabric.world_size > 1 else None,
+        )
     return measured
 
 
