@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,9 +22,10 @@ from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_train_run
 from batchnorm.lab.training import TrainConfig, checkpoints, train
 from batchnorm.lab.training.evaluation import evaluation_mode, evenly
+from batchnorm.lab.training.progress import Progress, training_progress
 from batchnorm.lab.training.run import Talk
 from batchnorm.lab.training.step import Stepper
-from lab.training.runs import config, points
+from lab.training.runs import assert_same_run, config, points
 
 
 def _network(norm: type[torch.nn.Module] = batchnorm.BatchNorm1d) -> torch.nn.Module:
@@ -340,3 +344,26 @@ def test_divergence_is_exit_3_and_interruption_130(tmp_path, monkeypatch, capsys
     assert cli.main(["train", "--model", "mlp", "--steps", "9", "--out", "other"]) == 130
     expected = "batchnorm: interrupted after step 2; go on with batchnorm train --resume other\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_compiled_network_trains_alike_and_is_probed_uncompiled(tmp_path: Path, monkeypatch) -> None:
+    # The eager backend: what torch.compile traced, run as it is, so that bits can be compared without a compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for compiled in (False, True):
+        settings = {**OWN, "compile": compiled}
+        train(config(tmp_path / str(compiled), **settings), dataset=points(), model=_network())
+    assert_same_run(tmp_path / "True", tmp_path / "False")
+    assert read_train_run(tmp_path / "True").of_probe("activations")
+
+
+def test_a_terminal_sees_the_pace_and_a_pipe_a_line_for_each_evaluation() -> None:
+    for terminal in (True, False):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=terminal, width=132, highlight=False)
+        with training_progress(console) as tell:
+            tell(Progress(0, 40, 0.0, None, None, {"test": 0.1}, evaluated=True))
+            tell(Progress(10, 40, 0.5, 1.25, 1234.5, {"test": 0.1}, evaluated=False))
+            tell(Progress(20, 40, 1.0, None, None, {"test": 0.5, "train_evaluation": 0.75}, evaluated=True))
+        assert "step 20/40  epoch 1.00  loss 1.2500  test 50.00%  train (eval mode) 75.00%" in file.getvalue()
+        assert ("1,234 examples/s" in file.getvalue()) is terminal
+        assert ("\x1b" in file.getvalue()) is terminal

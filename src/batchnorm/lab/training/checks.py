@@ -27,6 +27,11 @@ AT_LEAST = {
 def check(config: Any) -> None:
     """Check a TrainConfig: types first, as a TOML file may hold anything, then ranges, then what goes together.
 
+    Parameters
+    ----------
+    config : TrainConfig
+        What was asked.
+
     Raises
     ------
     LabError

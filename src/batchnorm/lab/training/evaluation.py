@@ -1,9 +1,8 @@
 """How good a network is on a part of the data: in eval mode, shared among processes, changing nothing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import batchnorm
-from batchnorm.lab.data import Examples, Loader
+from batchnorm.lab.data import Dataset, Examples, Loader
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.machine import total
 
@@ -189,7 +188,17 @@ def with_population_statistics(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, and each of its modules back into its own mode, whatever happens."""
+    """Put a network into eval mode, and each of its modules back into its own mode, whatever happens.
+
+    Parameters
+    ----------
+    model : Module
+        The network.
+
+    Yields
+    ------
+    None
+    """
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -205,13 +214,13 @@ def to_device(fabric: Fabric, x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last and x.ndim == 4 else x
 
 
-def parts_of(dataset: Any, config: TrainConfig) -> Iterable[tuple[str, Examples]]:
-    """Give the parts that are evaluated, by their kind of record."""
-    if dataset.validation is not None:
-        yield "validation", dataset.validation
-    yield "test", dataset.test
+def parts_of(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
+    """Give the parts that are evaluated, by their kind of record, in their order."""
+    parts = {} if dataset.validation is None else {"validation": dataset.validation}
+    parts["test"] = dataset.test
     if config.train_subset:
-        yield "train_evaluation", evenly(dataset.train, config.train_subset)
+        parts["train_evaluation"] = evenly(dataset.train, config.train_subset)
+    return parts
 
 
 def _wide(fabric: Fabric) -> torch.device:

@@ -204,7 +204,7 @@ class Loop:
                 )
             except ValueError as error:  # of values that are not finite
                 raise Diverged(f"population statistics after step {self.at.step}: {error}") from error
-        for kind, examples in parts_of(self.dataset, config):
+        for kind, examples in parts_of(self.dataset, config).items():
             score = evaluate(
                 fabric,
                 network,
