@@ -128,6 +128,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_and_keeps_the_last_g
     assert not (path / "weights.safetensors").exists()
 
 
+def test_a_checkpoint_between_two_records_is_not_one_of_a_diverged_network(tmp_path: Path) -> None:
+    settings = {**OWN, "lr": 1e30, "optimizer": "sgd", "warmup_steps": 0, "log_every": 20, "checkpoint_every": 3}
+    settings["evaluate_every"] = 24
+    outcome = train(config(tmp_path / "run", **settings), dataset=points(), model=_network(torch.nn.Identity))
+    assert (outcome.status, outcome.step) == ("diverged", 3)
+    assert [file.name[:13] for file in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000000"]
+    assert [record["step"] for record in read_train_run(tmp_path / "run").of_kind("train")] == [3]
+
+
 def test_a_run_that_ends_far_above_guessing_has_diverged(tmp_path: Path) -> None:
     settings = {**OWN, "lr": 100.0, "optimizer": "sgd", "warmup_steps": 0, "steps": 6}
     outcome = train(config(tmp_path / "run", **settings), dataset=points(), model=_network(torch.nn.Identity))

@@ -98,6 +98,11 @@ def make_subject(
             f"batch_size must be at least {least}, two examples for each of {config.accumulate} pieces on each of "
             f"{world} processes; got {config.batch_size}"
         )
+    if config.compile and world > 1 and config.probes:
+        raise LabError(
+            "probes look at a network that is not compiled, which several processes cannot run in the place of the "
+            "compiled one; give --probes with nothing after it, or leave out --compile"
+        )
     loader = Loader(
         dataset.train,
         config.batch_size,

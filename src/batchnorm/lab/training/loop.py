@@ -154,6 +154,8 @@ class Loop:
         stepper, fabric = self.stepper, self.stepper.fabric
         average_statistics(fabric, stepper.model)
         processes = gathered(fabric, {"random": random_state(), "losses": [float(loss) for loss in self.at.losses]})
+        if not all(math.isfinite(loss) for process in processes for loss in process["losses"]):
+            self._record_losses(last=False)  # which ends the run: what is saved is always good to go on from
         if fabric.is_global_zero:
             state = {
                 "model": stepper.model.state_dict(),
