@@ -28,7 +28,11 @@ from batchnorm.lab.bench.resnet import BasicBlock, ResNet
 from batchnorm.lab.data import Augmentation, InMemory, Loader, load
 
 REPEATS = 5
-CIFAR = Augmentation(crop=4, flip=True, cutout=16, mixup=1.0)
+CHANGES = {
+    "no augmentation": None,
+    "crop, flip": Augmentation(crop=4, flip=True),
+    "crop, flip, Cutout, Mixup": Augmentation(crop=4, flip=True, cutout=16, mixup=1.0),
+}
 FOLDER = Augmentation(resized_crop=0.08, flip=True, cutout=112, mixup=0.2)
 
 
@@ -89,6 +93,12 @@ def images(root: Path, n: int) -> None:
         Image.fromarray(grain).save(root / part / f"class {k % 2}" / f"{k:04}.jpg", quality=90)
 
 
+def row(what: str, cores: int, found: list[float]) -> None:
+    """Print median, smallest and largest."""
+    numbers = " | ".join(f"{value:,.0f}" for value in (statistics.median(found), found[0], found[-1]))
+    print(f"| {what} | {cores} | {numbers} |", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     cores = sorted(os.sched_getaffinity(0))
@@ -108,23 +118,17 @@ def main() -> None:
                 torch.full((3, 1, 1), 60.0),
             )
             train = load(folder, image_size=224).train
-            rows = {
-                "32x32 in memory, no augmentation": drawing(Loader(memory, 128, seed=0, classes=10), 100),
-                "32x32 in memory, crop, flip": drawing(
-                    Loader(memory, 128, seed=0, classes=10, augmentation=Augmentation(crop=4, flip=True)), 100
-                ),
-                "32x32 in memory, crop, flip, Cutout, Mixup": drawing(
-                    Loader(memory, 128, seed=0, classes=10, augmentation=CIFAR), 100
-                ),
-                "a step of ResNet-20, 32x32": training(resnet20(), torch.randn(128, 3, 32, 32), 10),
-                "224x224 of a folder, random resized crop, flip, Cutout, Mixup": drawing(
-                    Loader(train, 32, seed=0, classes=2, augmentation=FOLDER), 6
-                ),
-                "a step of ResNet-18, 224x224": training(ResNet("resnet18"), torch.randn(16, 3, 224, 224), 1000),
-            }
-            for what, found in rows.items():
-                numbers = " | ".join(f"{value:,.0f}" for value in (statistics.median(found), found[0], found[-1]))
-                print(f"| {what} | {threads} | {numbers} |", flush=True)
+            small = [(name, Loader(memory, 128, seed=0, classes=10, augmentation=own)) for name, own in CHANGES.items()]
+            large = Loader(train, 32, seed=0, classes=2, augmentation=FOLDER)
+            for name, loader in small:
+                row(f"32x32 in memory, {name}", threads, drawing(loader, 100))
+            row("a step of ResNet-20, 32x32", threads, training(resnet20(), torch.randn(128, 3, 32, 32), 10))
+            row("224x224 of a folder, random resized crop, flip, Cutout, Mixup", threads, drawing(large, 6))
+            row(
+                "a step of ResNet-18, 224x224",
+                threads,
+                training(ResNet("resnet18"), torch.randn(16, 3, 224, 224), 1000),
+            )
     os.sched_setaffinity(0, cores)
 
 
