@@ -24,6 +24,7 @@ LAB_ORDER = [
     {"plots", "terminal"},
     {"page", "bench"},
     {"report", "claims"},
+    {"train_command"},
     {"cli"},
 ]
 BENCH_ORDER = [
@@ -35,6 +36,30 @@ BENCH_ORDER = [
     {"worker"},
     {"run"},
 ]
+TRAINING_ORDER = [
+    {"checks", "randomness", "signals", "progress", "checkpoints", "journal"},
+    {"config"},
+    {"settings", "recipes", "schedules", "optimizers", "machine"},
+    {"evaluation"},
+    {"step", "building"},
+    {"loop"},
+    {"run"},
+]
+DATA_ORDER = [
+    {"augmentation", "dataset", "split", "verified"},
+    {"parts", "picture"},
+    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"loader", "registry"},
+]
+MODELS_ORDER = [
+    {"activations", "initializers", "normalization"},
+    {"network", "recipe"},
+    {"convnet", "densenet", "inception", "mlp", "nin", "residual", "vgg"},
+    {"resnet", "resnet_cifar"},
+    {"catalogue", "factory"},
+    {"building"},
+]
+INNER_ORDERS = {"data": DATA_ORDER, "models": MODELS_ORDER, "training": TRAINING_ORDER}
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {
     "artefacts",
@@ -50,6 +75,7 @@ NO_TORCH = {
     "wording",
 }
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
     *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
@@ -113,6 +139,13 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
+        for which, order in INNER_ORDERS.items():
+            inside_room = place[:2] == inner[:2] == ["lab", which] and "__init__" not in place and inner[2] != place[2]
+            # `from batchnorm.lab.models import residual` names a file; what a room shows to others it does not import.
+            if inside_room and _rank(order, inner[2]) >= _rank(order, place[2]):
+                breach(line, name, f"inside lab/{which} the order is {order}")
+        if place[:2] == ["lab", "training"] and place[2] in NO_TORCH_IN_TRAINING and top == "torch":
+            breach(line, name, "what says what a training is needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
         if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:

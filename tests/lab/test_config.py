@@ -13,9 +13,9 @@ def test_defaults_are_resolved_by_data_and_model():
     config = CompareConfig().resolved()
     assert (config.data, config.model, config.norm) == ("digits", "mlp", ("none", "batch"))
     assert (config.lr, config.steps, config.weight_std) == ((0.3, 1.0, 3.0, 10.0), 3000, 0.1)
-    convnet = CompareConfig(data="mnist", model="convnet").resolved()
+    convnet = CompareConfig(data="mnist_binary", model="convnet").resolved()
     assert (convnet.lr, convnet.steps, convnet.weight_std) == ((0.03, 0.1, 0.3, 1.0), 1000, None)
-    assert CompareConfig(data="mnist").resolved().steps == 5000
+    assert CompareConfig(data="mnist_binary").resolved().steps == 5000
     assert (config.threads, convnet.threads) == (1, 1)
 
 
@@ -43,7 +43,7 @@ def test_schedule_begins_before_training_and_ends_with_it(steps, evaluations):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"data": "cifar"}, r"data must be one of digits, mnist; got 'cifar'"),
+        ({"data": "cifar"}, r"data must be one of digits, mnist_binary; got 'cifar'"),
         ({"model": "resnet"}, r"model must be one of mlp, convnet; got 'resnet'"),
         ({"norm": ("none", "layer")}, r"norm must be one of none, batch; got 'layer'"),
         ({"norm": ()}, r"norm must hold at least one value"),

@@ -12,7 +12,7 @@ from torch import nn
 from batchnorm.lab import trainer
 from batchnorm.lab.artefacts import RunWriter, read_run
 from batchnorm.lab.config import CompareConfig
-from batchnorm.lab.data import Dataset, batches
+from batchnorm.lab.data import Dataset, InMemory, batches
 from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.models import Normalization, build
@@ -30,9 +30,9 @@ def dataset():
         x = 0.3 * torch.rand(n, 1, 8, 8, generator=generator)
         for k in range(4):
             x[y == k, :, 2 * k : 2 * k + 2] += 0.7
-        return x, y
+        return InMemory(x, y)
 
-    return Dataset("bars", *part(100), *part(40), classes=4, preprocessing="none")
+    return Dataset("bars", part(100), None, part(40), classes=4, input_shape=(1, 8, 8), preprocessing="none")
 
 
 def small(**settings):
@@ -75,15 +75,15 @@ def test_records_are_those_of_a_loop_written_by_hand(tmp_path, dataset, norm):
 
     network = build("mlp", Normalization(norm), input_shape=(1, 8, 8), classes=4, weight_std=0.1, seed=1)
     losses = []
-    states = {0: evaluate(network, dataset.test_x, dataset.test_y)}
+    states = {0: evaluate(network, dataset.test.x, dataset.test.targets)}
     for step, index in zip(range(1, 13), batches(100, 20, seed=1), strict=False):
-        loss = nn.functional.cross_entropy(network(dataset.train_x[index]), dataset.train_y[index])
+        loss = nn.functional.cross_entropy(network(dataset.train.fetch(index)), dataset.train.targets[index])
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(network.parameters(), gradients, strict=True):
                 parameter -= 0.5 * gradient
         losses.append(loss.item())
-        states[step] = evaluate(network, dataset.test_x, dataset.test_y)
+        states[step] = evaluate(network, dataset.test.x, dataset.test.targets)
 
     # float32 training of 12 steps; the record keeps six digits.
     previous = 0
@@ -112,8 +112,8 @@ def test_all_arms_and_rates_see_the_same_batches(tmp_path, dataset, monkeypatch)
         trials = [seen[f"{norm}-lr{lr}-seed{seed}"] for norm in ("none", "batch") for lr in ("0.1", "1")]
         for step_index, index in zip(range(12), batches(100, 20, seed), strict=False):
             for trial in trials:
-                assert torch.equal(trial[step_index][0], dataset.train_x[index])
-                assert torch.equal(trial[step_index][1], dataset.train_y[index])
+                assert torch.equal(trial[step_index][0], dataset.train.fetch(index))
+                assert torch.equal(trial[step_index][1], dataset.train.targets[index])
     assert not torch.equal(seen["none-lr1-seed0"][0][1], seen["none-lr1-seed1"][0][1])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,6 +21,9 @@ from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.config import CompareConfig
 from batchnorm.lab.errors import LabError
+from batchnorm.lab.train_command import TrainCommand
+from batchnorm.lab.train_command import parse as parse_train
+from batchnorm.lab.train_command import run as run_train
 
 if TYPE_CHECKING:
     from batchnorm.lab.report import Report
@@ -59,9 +62,10 @@ class CheckConfig:
     """Seconds that loading a file, and each of its functions, may take."""
 
 
-Config = CompareConfig | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+Config = CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
@@ -93,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             return DONE
         match command:
+            case TrainCommand():
+                return run_train(command)
             case ReportConfig():
                 return _report(command)
             case CheckConfig():
@@ -272,16 +278,31 @@ def command_line(config: CompareConfig) -> str:
 
 def _parse(arguments: list[str]) -> Config | None:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
+    if arguments[0] == "train":  # its defaults may come from a file that the arguments name
+        return _tyro_train(arguments[1:])
+    command: Config | None = _tyro(Command, arguments, prog="batchnorm", description=DESCRIPTION)
+    return command
+
+
+def _tyro_train(arguments: list[str]) -> TrainCommand | None:
+    def parser(command: type[TrainCommand], given: list[str], default: TrainCommand) -> TrainCommand | None:
+        parsed: TrainCommand | None = _tyro(command, given, prog="batchnorm train", default=default)
+        return parsed
+
+    return parse_train(arguments, parser)
+
+
+def _tyro(what: Any, arguments: list[str], **settings: Any) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                Command,
-                prog="batchnorm",
-                description=DESCRIPTION,
+            parsed: Any = tyro.cli(
+                what,
                 args=arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                **settings,
             )
+            return parsed
     except SystemExit as stop:
         if not stop.code:
             return None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from batchnorm.lab.errors import LabError
 
-DataName = Literal["digits", "mnist"]
+DataName = Literal["digits", "mnist_binary"]
 ModelName = Literal["mlp", "convnet"]
 Norm = Literal["none", "batch"]
 
@@ -18,7 +18,12 @@ Norm = Literal["none", "batch"]
 # last of them it does not learn, at the first it learns more slowly. (Tried: 0.01 to 30 for the mlp, 0.003 to 3 for the
 # convnet.)
 LEARNING_RATES = {"mlp": (0.3, 1.0, 3.0, 10.0), "convnet": (0.03, 0.1, 0.3, 1.0)}
-STEPS = {("digits", "mlp"): 3000, ("digits", "convnet"): 1000, ("mnist", "mlp"): 5000, ("mnist", "convnet"): 1000}
+STEPS = {
+    ("digits", "mlp"): 3000,
+    ("digits", "convnet"): 1000,
+    ("mnist_binary", "mlp"): 5000,
+    ("mnist_binary", "convnet"): 1000,
+}
 # 1 / sqrt(100): an input of unit size stays of unit size through a layer of 100 units. The paper says only "small".
 MLP_WEIGHT_STD = 0.1
 # Both arms change fastest at the start, where evenly spaced points would see nothing.
@@ -35,13 +40,13 @@ class CompareConfig:
     """
 
     data: DataName = "digits"
-    """Data to train on. digits: 1797 handwritten digits of 8x8 pixels that come with scikit-learn. mnist: binary images
-    of 28x28 pixels, as in the paper, read from --data-dir."""
+    """Data to train on. digits: 1797 handwritten digits of 8x8 pixels that come with scikit-learn. mnist_binary:
+    MNIST in black and white, 28x28 pixels, as in the paper, read from --data-dir."""
 
     model: ModelName = "mlp"
     """Network. mlp: the paper's three hidden layers of 100 sigmoids. convnet: two of convolution, ReLU and max pool,
-    then one hidden layer of 100 ReLUs; on mnist about 40 minutes by default, mostly of evaluations: for a first look
-    take fewer --seeds and --evaluations."""
+    then one hidden layer of 100 ReLUs; on mnist_binary about 40 minutes by default, mostly of evaluations: for a first
+    look take fewer --seeds and --evaluations."""
 
     norm: tuple[Norm, ...] = ("none", "batch")
     """Arms to train: without normalization, with batch normalization before each nonlinearity, or both."""
@@ -54,8 +59,8 @@ class CompareConfig:
     """Number of seeds, 0 to seeds - 1. A seed fixes the initial weights and the order of the batches, for all arms."""
 
     steps: int | None = None
-    """Training steps of each trial. None: for the mlp 3000 on digits and 5000 on mnist, for the convnet 1000. The
-    paper takes 50000."""
+    """Training steps of each trial. None: for the mlp 3000 on digits and 5000 on mnist_binary, for the convnet 1000.
+    The paper takes 50000."""
 
     batch_size: int = 60
     """Examples in a mini-batch (the paper's 60)."""
@@ -86,7 +91,7 @@ class CompareConfig:
     # their cores, each of its many small operations waits for the scheduler: 70 ms a step, measured.
     threads: int = 1
     """Threads that torch computes with. One is enough for networks as small as these; on a machine with nothing else to
-    do, more can make the convnet on mnist faster."""
+    do, more can make the convnet on mnist_binary faster."""
 
     def __post_init__(self) -> None:
         """Check every field; nothing behind this border checks again."""

@@ -2,7 +2,7 @@
 
 One run is one directory::
 
-    config.json         {"format", "kind": "train", "command", "config", "data", "model"}
+    config.json         {"format", "kind": "train", "command", "config", "data", "model"}, and "resumed" if it was
     environment.json    versions, machine, threads
     metrics.jsonl       one line per record: "kind" is "train" or the part evaluated, "step", "epoch", "seconds", values
     probes.jsonl        one line per probe: "probe", "step", "epoch", "scalars", "layers"
@@ -26,6 +26,7 @@ from batchnorm.lab.files import (
     make_run_directory,
     read_lines,
     read_mapping,
+    reason_of,
     write_json,
     write_text,
 )
@@ -72,14 +73,22 @@ class Recorder:
         """
         path = Path(path)
         make_run_directory(path)
-        write_json(path / "config.json", {"format": FORMAT, "kind": "train", **config})
         write_json(path / "environment.json", environment)
         write_text(path / "metrics.jsonl", "")
         write_text(path / "probes.jsonl", "")
+        # The last, as it makes the directory a run: killed before, there is nothing that anybody would go on with.
+        write_json(path / "config.json", {"format": FORMAT, "kind": "train", **config})
         return cls(path)
 
     @classmethod
-    def resume(cls, path: Path, step: int) -> "Recorder":
+    def resume(
+        cls,
+        path: Path,
+        step: int,
+        *,
+        config: Mapping[str, Any] | None = None,
+        note: Mapping[str, Any] | None = None,
+    ) -> "Recorder":
         """Go on with a run from its checkpoint of ``step``: what was recorded after it will be recorded again.
 
         Parameters
@@ -87,7 +96,11 @@ class Recorder:
         path : Path
             The run directory.
         step : int
-            Step of the checkpoint.
+            Step of the checkpoint. -1: there is none, and nothing recorded is kept.
+        config : dict, optional
+            What of config.json is no longer as it was.
+        note : dict, optional
+            What to remember of this resumption: an entry in the list ``resumed`` of config.json.
 
         Returns
         -------
@@ -98,11 +111,16 @@ class Recorder:
         OutputError
             ``path`` is not a run directory of ``batchnorm train``, is damaged, or cannot be written.
         """
-        read_config(path)
+        before = read_config(path)
         for name in ("metrics.jsonl", "probes.jsonl"):
             kept = [record for record in read_lines(path / name) if record["step"] <= step]
             write_text(path / name, "".join(map(json_line, kept)))
-        (path / "status.json").unlink(missing_ok=True)
+        resumed = [*before.get("resumed", []), *([note] if note else [])]
+        write_json(path / "config.json", {**before, **(config or {}), **({"resumed": resumed} if resumed else {})})
+        try:
+            (path / "status.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {path}: {reason_of(error)}") from error
         return cls(path)
 
     def metrics(self, kind: str, *, step: int, epoch: float, seconds: float, **values: float | str | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from batchnorm.lab.artefacts import RunWriter, TrialWriter
 from batchnorm.lab.config import CompareConfig, Norm, evaluation_steps
 from batchnorm.lab.data import Dataset, batches
+from batchnorm.lab.data.dataset import everything
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Network, Normalization, build
 from batchnorm.lab.probes import evaluate, training_loss
@@ -82,9 +83,9 @@ class _Arm:
         self.losses.append(value)
         self.step += 1
 
-    def record(self, dataset: Dataset, *, last: bool = False) -> None:
+    def record(self, test: tuple[Tensor, Tensor], classes: int, *, last: bool = False) -> None:
         """Evaluate, write it down, and begin a new interval; after the last one, end."""
-        evaluation = evaluate(self.network, dataset.test_x, dataset.test_y)
+        evaluation = evaluate(self.network, *test)
         self.accuracy = evaluation.accuracy
         train_loss = statistics.fmean(self.losses)
         self.writer.record(
@@ -101,7 +102,7 @@ class _Arm:
         if not math.isfinite(evaluation.loss):
             self.end("diverged", f"the test loss was {evaluation.loss} after step {self.step}")
         elif last:
-            self.end(*_outcome(train_loss, dataset.classes))
+            self.end(*_outcome(train_loss, classes))
         self.losses.clear()
         self.seconds.clear()
 
@@ -138,8 +139,8 @@ def describe(config: CompareConfig, dataset: Dataset) -> dict[str, Any]:
         "config": asdict(config),
         "data": {
             "name": dataset.name,
-            "train": len(dataset.train_x),
-            "test": len(dataset.test_x),
+            "train": len(dataset.train),
+            "test": len(dataset.test),
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
@@ -222,6 +223,7 @@ def _lockstep(
     steps = config.steps
     evaluate_at = set(evaluation_steps(steps, config.evaluations))
     arms: list[_Arm] = []
+    test = everything(dataset.test)
 
     def tell(step: int) -> None:
         ended = sum(arm.ended for arm in arms)
@@ -229,28 +231,28 @@ def _lockstep(
         on_event(Progress(done + ended, trials, step, steps, lr, seed, accuracy))
 
     try:
-        first = next(batches(len(dataset.train_x), config.batch_size, seed))
+        first = next(batches(len(dataset.train), config.batch_size, seed))
         for norm in config.norm:
             network = _network(config, dataset, norm, seed)
             optimizer = torch.optim.SGD(network.parameters(), lr)
             arm = _Arm(norm, network, optimizer, writer.trial(norm=norm, lr=lr, seed=seed))
             arms.append(arm)
-            arm.losses.append(training_loss(network, dataset.train_x[first], dataset.train_y[first]))
-            arm.record(dataset)
+            arm.losses.append(training_loss(network, dataset.train.fetch(first), dataset.train.targets[first]))
+            arm.record(test, dataset.classes)
         tell(0)
-        order = batches(len(dataset.train_x), config.batch_size, seed)
+        order = batches(len(dataset.train), config.batch_size, seed)
         for step, index in zip(range(1, steps + 1), order, strict=False):  # the order has no end
             running = [arm for arm in arms if not arm.ended]
             if not running:
                 break
-            x, y = dataset.train_x[index], dataset.train_y[index]
+            x, y = dataset.train.fetch(index), dataset.train.targets[index]
             # Whoever goes first finds the batch in a colder cache, so they take turns.
             for arm in running if step % 2 else reversed(running):
                 arm.train(x, y)
             if step in evaluate_at:
                 for arm in running:
                     if not arm.ended:
-                        arm.record(dataset, last=step == steps)
+                        arm.record(test, dataset.classes, last=step == steps)
             if step in evaluate_at or any(arm.ended for arm in running):
                 tell(step)
     finally:
@@ -261,9 +263,9 @@ def _lockstep(
 
 def _resolved(config: CompareConfig, dataset: Dataset) -> CompareConfig:
     """Fill in the defaults, and check what cannot be known without the data."""
-    if config.batch_size > len(dataset.train_x):
+    if config.batch_size > len(dataset.train):
         raise LabError(
-            f"batch_size must be at most the number of training examples of {dataset.name}, {len(dataset.train_x)}; "
+            f"batch_size must be at most the number of training examples of {dataset.name}, {len(dataset.train)}; "
             f"got {config.batch_size}"
         )
     return config.resolved()
@@ -278,7 +280,7 @@ def _outcome(train_loss: float, classes: int) -> tuple[str, str]:
 
 
 def _network(config: CompareConfig, dataset: Dataset, norm: Norm, seed: int) -> Network:
-    return build(
+    network = build(
         config.model,
         Normalization(norm, eps=config.eps, momentum=config.momentum),
         input_shape=dataset.input_shape,
@@ -286,6 +288,8 @@ def _network(config: CompareConfig, dataset: Dataset, norm: Norm, seed: int) -> 
         weight_std=config.weight_std,
         seed=seed,
     )
+    assert isinstance(network, Network)
+    return network
 
 
 def _rounded(values: ArrayLike) -> Any:

@@ -1,4 +1,4 @@
-"""Networks: shapes, what normalization adds and drops, and the same initial weights in both arms."""
+"""The networks of `batchnorm compare`: shapes, what normalization adds and drops, the same weights in both arms."""
 
 import pytest
 import torch
@@ -90,3 +90,15 @@ def test_eps_and_momentum_reach_every_normalization():
     network = make("convnet", Normalization("batch", eps=0.25, momentum=0.5))
     layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert [(layer.eps, layer.momentum) for layer in layers] == [(0.25, 0.5)] * 3
+
+
+@pytest.mark.parametrize("normalization", [NONE, BATCH], ids=["none", "batch"])
+def test_weights_are_drawn_one_layer_after_the_other_from_the_seed(normalization):
+    # Results recorded with a seed must come again: this is the order and the rule, layer by layer.
+    generator = torch.Generator().manual_seed(3)
+    for weight in weights(make("mlp", normalization, seed=3)):
+        assert torch.equal(weight, nn.init.normal_(torch.empty_like(weight), std=0.1, generator=generator))
+    generator = torch.Generator().manual_seed(3)
+    for weight in weights(make("convnet", normalization, weight_std=None, seed=3)):
+        expected = nn.init.kaiming_normal_(torch.empty_like(weight), nonlinearity="relu", generator=generator)
+        assert torch.equal(weight, expected)
