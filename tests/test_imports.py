@@ -16,15 +16,23 @@ ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"
 KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "native", "composite"}, {"registry"}]
 LAB_ORDER = [
     {"errors", "environment"},
-    {"config", "files"},
-    {"artefacts", "data", "recording"},
-    {"comparison", "models"},
-    {"summary", "probes"},
-    {"wording", "trainer", "training"},
+    {"files"},
+    {"data", "recording"},
+    {"models"},
+    {"probes"},
+    {"wording", "training"},
     {"plots", "terminal"},
     {"page", "bench"},
-    {"report", "claims"},
+    {"compare", "report", "claims"},
     {"cli"},
+]
+COMPARE_ORDER = [
+    {"config", "artefacts"},
+    {"comparison", "trainer"},
+    {"summary"},
+    {"wording"},
+    {"plots", "terminal"},
+    {"report"},
 ]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
@@ -36,25 +44,14 @@ BENCH_ORDER = [
     {"run"},
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
-NO_TORCH = {
-    "artefacts",
-    "comparison",
-    "config",
-    "files",
-    "page",
-    "plots",
-    "recording",
-    "report",
-    "summary",
-    "terminal",
-    "wording",
-}
+NO_TORCH = {"files", "page", "plots", "recording", "report", "terminal", "wording"}
+NO_TORCH_IN_COMPARE = {"artefacts", "comparison", "config", "plots", "report", "summary", "terminal", "wording"}
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
     *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
 }
-TRAINING = {"data", "environment", "models", "probes", "trainer", "training"}
+TRAINING = {"data", "environment", "models", "probes", "training"}
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:
@@ -113,9 +110,14 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
-        if room == "lab" and inside[0] in NO_TORCH and (top == "torch" or (inner and inner[0] != "lab")):
+        inside_compare = place[:2] == ["lab", "compare"] == inner[:2] and place[2] != "__init__"
+        if inside_compare and _rank(COMPARE_ORDER, inner[2]) >= _rank(COMPARE_ORDER, place[2]):
+            breach(line, name, f"inside lab/compare the order is {COMPARE_ORDER}")
+        reads = place[:2] == ["lab", "compare"] and place[2] in NO_TORCH_IN_COMPARE
+        reads = reads or (room == "lab" and inside[0] in NO_TORCH)
+        if reads and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
-        if room == "lab" and inside[0] in NO_TORCH and inner[:1] == ["lab"] and inner[1] in TRAINING:
+        if reads and inner[:1] == ["lab"] and (inner[1] in TRAINING or inner[1:3] == ["compare", "trainer"]):
             breach(line, name, "what reads a run directory needs no training code")
     assert not breaches, "\n" + "\n".join(breaches)
 

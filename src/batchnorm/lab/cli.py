@@ -19,11 +19,11 @@ import tyro
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
-from batchnorm.lab.config import CompareConfig
+from batchnorm.lab.compare.config import CompareConfig
 from batchnorm.lab.errors import LabError
 
 if TYPE_CHECKING:
-    from batchnorm.lab.report import Report
+    from batchnorm.lab.compare.report import Report
 
 DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -114,11 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(config: CompareConfig) -> int:
-    from batchnorm.lab import data, environment, trainer  # torch
-    from batchnorm.lab.artefacts import RunWriter
-    from batchnorm.lab.report import make_report
-    from batchnorm.lab.terminal import console, plan, print_summary, training_bar
-    from batchnorm.lab.wording import diverged
+    from batchnorm.lab import data, environment  # torch
+    from batchnorm.lab.compare import trainer
+    from batchnorm.lab.compare.artefacts import RunWriter
+    from batchnorm.lab.compare.report import make_report
+    from batchnorm.lab.compare.terminal import plan, print_summary, training_bar
+    from batchnorm.lab.compare.wording import diverged
+    from batchnorm.lab.terminal import console
 
     config = config.resolved()
     assert config.lr is not None
@@ -154,8 +156,9 @@ def _compare(config: CompareConfig) -> int:
 
 def _report(config: ReportConfig) -> int:
     from batchnorm.lab.claims.run import is_claim, make_page
-    from batchnorm.lab.report import make_report  # matplotlib
-    from batchnorm.lab.terminal import console, print_summary
+    from batchnorm.lab.compare.report import make_report  # matplotlib
+    from batchnorm.lab.compare.terminal import print_summary
+    from batchnorm.lab.terminal import console
 
     if is_claim(config.directory):
         outcome = make_page(config.directory)

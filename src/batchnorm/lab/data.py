@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchnorm.lab.config import DataName
 from batchnorm.lab.errors import DataError
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -77,7 +76,7 @@ class Dataset:
         return tuple(self.train_x.shape[1:])
 
 
-def load(name: DataName, data_dir: Path | None = None) -> Dataset:
+def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a data set.
 
     Parameters

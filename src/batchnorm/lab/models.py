@@ -6,7 +6,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from batchnorm.lab.config import ModelName, Norm
 from batchnorm.nn import BatchNorm1d, BatchNorm2d
 
 
@@ -22,7 +21,7 @@ class Normalization:
         Arguments of the batch normalization layers.
     """
 
-    norm: Norm
+    norm: str
     eps: float = 1e-5
     momentum: float = 0.1
 
@@ -115,7 +114,7 @@ NONLINEARITIES: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.
 
 
 def build(
-    model: ModelName,
+    model: str,
     normalization: Normalization,
     *,
     input_shape: tuple[int, ...],

@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from batchnorm.lab.artefacts import RunWriter, read_run
+from batchnorm.lab.compare.artefacts import RunWriter, read_run
+from batchnorm.lab.compare.report import make_report
+from batchnorm.lab.compare.summary import summarize
+from batchnorm.lab.compare.wording import tables, verdict
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.report import make_report
-from batchnorm.lab.summary import summarize
-from batchnorm.lab.wording import tables, verdict
-from lab.synthetic import ENVIRONMENT, config, write_run, write_trial
+from lab.compare.synthetic import ENVIRONMENT, config, write_run, write_trial
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
