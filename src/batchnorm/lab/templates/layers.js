@@ -1,0 +1,117 @@
+// Layer by layer: one quantity at a chosen step across the layers, and of each layer over training.
+
+function layers(room) {
+  const { views, probes } = data.layers;
+  const all = (view) => probes[view.probe];
+  const choose = html("select", { id: "view" }, ...views.map((view, i) => html("option", { value: i }, view.title)));
+  const slider = html("input", { type: "range", id: "at", min: 0, step: 1, value: 0, "aria-label": "Training step" });
+  const told = html("output", { for: "at" });
+  const play = button("play", false, () => (timer ? stop() : start()));
+  const more = button("", false, () => { state.all = !state.all; redraw(); });
+  const note = html("p", { class: "note" });
+  const profile = html("div", { class: "plot" });
+  const cells = html("div", { class: "cells" });
+  let [view, steps, timer] = [views[0], [], 0];
+
+  const last = (one, step) => one.steps.findLastIndex((value) => value <= step);
+  const layerName = (position) => [...new Set(all(view).map((one) => one.names[position]).filter(Boolean))].join(" / ");
+  function pick() {
+    view = views[Number(choose.value)];
+    const now = steps[Number(slider.value)] ?? Infinity;
+    steps = [...new Set(all(view).flatMap((one) => one.steps))].sort((a, b) => a - b);
+    slider.max = steps.length - 1;
+    slider.value = Math.max(0, steps.findLastIndex((step) => step <= now));
+    slider.disabled = play.disabled = steps.length < 2;
+    redraw();
+  }
+  function start() {
+    if (Number(slider.value) >= steps.length - 1) slider.value = 0;
+    timer = setInterval(() => {
+      slider.value = Number(slider.value) + 1;
+      if (Number(slider.value) >= steps.length - 1) stop();
+      redraw();
+    }, PLAY_MS);
+    play.textContent = "pause";
+    play.setAttribute("aria-pressed", true);
+    redraw();
+  }
+  function stop() {
+    clearInterval(timer);
+    timer = 0;
+    play.textContent = "play";
+    play.setAttribute("aria-pressed", false);
+  }
+  function ends(quantities, log, place) {
+    const shown = all(view).filter((one) => !state.hidden.has(one.arm));
+    const values = shown.flatMap((one) => quantities.flatMap((name) => (one.values[name] || []).flatMap((row) => (place === null ? row : [row[place]]))));
+    return extent(values, log);
+  }
+  const quantities = () => [view.middle, view.low, view.high].filter(Boolean);
+  function redraw() {
+    const step = steps[state.printing ? steps.length - 1 : Number(slider.value)];
+    const count = Math.max(...all(view).map((one) => one.names.length));
+    told.textContent = `step ${short(step)}`;
+    slider.setAttribute("aria-valuetext", told.textContent);
+    note.textContent = view.note;
+    const depth = Array.from({ length: count }, (_, i) => i + 1);
+    const at = (one, name) => { const i = last(one, step); return name && i >= 0 ? one.values[name][i] : null; };
+    plot(profile, {
+      id: "clip-profile", title: `${view.title} across the layers at step ${short(step)}`, unit: view.unit, log: view.log,
+      range: ends(quantities(), view.log, null),
+      x: { label: "layer, from the input on", whole: true, range: [0.7, count + 0.3], name: (where) => `${where}: ${layerName(where - 1)}` },
+      lines: all(view).filter((one) => at(one, view.middle)).map((one) => ({
+        arm: one.arm, x: depth.slice(0, one.names.length), y: at(one, view.middle), low: at(one, view.low), high: at(one, view.high), runs: 1,
+      })),
+    });
+    const limit = state.all && !state.printing ? count : Math.min(count, CELLS);
+    const shown = Array.from({ length: limit }, (_, i) => Math.round((i * (count - 1)) / Math.max(1, limit - 1)));
+    more.hidden = count <= CELLS;
+    more.textContent = state.all ? `show ${CELLS} of ${count} layers` : `show all ${count} layers`;
+    more.setAttribute("aria-pressed", state.all);
+    cells.replaceChildren(...shown.map((place) => html("div", { class: "cell" }, html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))));
+    shown.forEach((place, i) => cell(cells.children[i], place, step));
+  }
+  function cell(host, place, step) {
+    const here = all(view).filter((one) => place < one.names.length);
+    plot(host.querySelector(".plot"), {
+      id: `clip-cell-${place}`, title: `${view.title} of layer ${place + 1} over training`, unit: view.unit, log: view.log, compact: true,
+      cursor: step, x: { label: "training steps", word: "step" },
+      lines: here.map((one) => {
+        const of = (name) => (name ? one.values[name].map((row) => row[place]) : null);
+        return { arm: one.arm, x: one.steps, y: of(view.middle), low: of(view.low), high: of(view.high), runs: 1 };
+      }),
+    });
+    if (view.histogram) histogram(host, here.filter((one) => one.bins.length && !state.hidden.has(one.arm)), place, step);
+  }
+  function histogram(host, here, place, step) {
+    const edges = here.flatMap((one) => one.edges.map((row) => row[place])).filter(([low, high]) => finite(low) && finite(high));
+    if (!edges.length) return;
+    const quantile = (values, share) => [...values].sort((a, b) => a - b)[Math.round(share * (values.length - 1))];
+    const [low, high] = [quantile(edges.map(([a]) => a), 0.1), quantile(edges.map(([, b]) => b), 0.9)];
+    const width = Math.max(120, host.clientWidth || 200);
+    const x = scale(low, high > low ? high : low + 1, 4, width - 4, false);
+    const root = svg(host, "svg", { viewBox: `0 0 ${width} 62`, role: "img", class: "bins", "aria-label": `Histogram of layer ${place + 1} at step ${short(step)}, from ${short(low)} to ${short(high)}` });
+    for (const one of here) {
+      const i = last(one, step);
+      const bins = i >= 0 ? one.bins[i][place] : "";
+      if (!bins) continue;
+      const [from, to] = one.edges[i][place];
+      const edge = (k) => Math.max(0, Math.min(width, x(from + ((to - from) * k) / bins.length))).toFixed(1);
+      const tall = (k) => 46 - (44 * "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ".indexOf(bins[k])) / 61;
+      const d = [...bins].map((_, k) => `H${edge(k)}V${tall(k).toFixed(1)}H${edge(k + 1)}`).join("");
+      const group = svg(root, "g", { class: `arm c${data.arms[one.arm].color}` });
+      svg(group, "path", { d: `M${edge(0)},46${d}V46Z`, class: "band" });
+      svg(group, "path", { d: `M${edge(0)},46${d}V46`, class: "line", "stroke-dasharray": data.arms[one.arm].dash });
+    }
+    svg(root, "path", { d: `M4,46H${width - 4}`, class: "axis" });
+    svg(root, "text", { x: 4, y: 59 }, short(low));
+    svg(root, "text", { x: width - 4, y: 59, "text-anchor": "end" }, short(high));
+  }
+  choose.addEventListener("change", pick);
+  slider.addEventListener("input", () => { stop(); redraw(); });
+  room.querySelector(".mount").append(
+    html("div", { class: "buttons moving" }, html("label", { for: "view" }, "Show "), choose, play, slider, told), note, profile, cells, more);
+  redraws.push(redraw);
+  choose.value = 0;
+  pick();
+}
