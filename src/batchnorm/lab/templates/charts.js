@@ -1,6 +1,6 @@
-// One chart: lines with bands in an SVG, with axes, gaps, a tooltip for pointer and arrow keys. What the page carries as
-// JSON is drawn; text from the runs only ever becomes text nodes. Without scripts the page shows pictures instead.
-// These files become one script, inside one function: charts.js, layers.js, training.js.
+// One chart: lines with bands in an SVG, with axes, gaps, and a tooltip for the pointer and for arrow keys. It draws what
+// the page carries as JSON; text from the runs only ever becomes text nodes. Where scripts do not run, the page shows
+// pictures instead. charts.js, layers.js and training.js become one script, inside one function.
 const data = JSON.parse(document.getElementById("chart-data").textContent);
 const NARROW = 460;
 const CELLS = 24;
@@ -95,7 +95,8 @@ function mark(parent, arm, x, y) {
   svg(parent, "path", { d: SHAPES[data.arms[arm].marker], class: "mark", transform: `translate(${x},${y})` });
 }
 function swatch(arm) {
-  const picture = svg(null, "svg", { width: 36, height: 14, class: `arm c${data.arms[arm].color}`, "aria-hidden": "true" });
+  const look = `arm c${data.arms[arm].color}`;
+  const picture = svg(null, "svg", { width: 36, height: 14, class: look, "aria-hidden": "true" });
   svg(picture, "path", { d: "M1,7H35", class: "line", "stroke-dasharray": data.arms[arm].dash });
   mark(picture, arm, 18, 7);
   return picture;
@@ -126,35 +127,44 @@ function drawLine(parent, line, x, y, spec) {
   }
   const runs = stretches(line, (i) => good(line.y[i]));
   for (const run of runs) {
-    const d = run.length > 1 ? `M${run.map((i) => point(i, y(line.y[i]))).join("L")}` : `M${point(run[0], y(line.y[run[0]]))}h.01`;
-    svg(group, "path", { d, class: "line", "stroke-dasharray": line.lost || run.length < 2 ? "" : data.arms[line.arm].dash });
+    const points = run.map((i) => point(i, y(line.y[i])));
+    const dash = line.lost || points.length < 2 ? "" : data.arms[line.arm].dash;
+    const d = `M${points.join("L")}${points.length < 2 ? "h.01" : ""}`;
+    svg(group, "path", { d, class: "line", "stroke-dasharray": dash });
   }
   const all = runs.flat();
   const inside = (i) => Math.max(y.top + 4, Math.min(y.bottom, y(line.y[i])));
   if (line.lost && all.length) {
     const last = all[all.length - 1];
-    svg(group, "path", { d: "M-4,-4L4,4M-4,4L4,-4", class: "end", transform: `translate(${x(line.x[last])},${inside(last)})` });
+    const where = `translate(${x(line.x[last])},${inside(last)})`;
+    svg(group, "path", { d: "M-4,-4L4,4M-4,4L4,-4", class: "end", transform: where });
   } else if (all.length) {
     const every = Math.max(1, Math.round(all.length / (spec.compact ? 3 : 8)));
     const start = Math.floor(((line.arm + 0.5) * every) / (data.arms.length + 1));
     const marked = all.filter((_, k) => k % every === start % every);
-    for (const i of marked.length ? marked : all) if (y(line.y[i]) >= y.top - 1) mark(group, line.arm, x(line.x[i]), y(line.y[i]));
+    for (const i of marked.length ? marked : all) {
+      if (y(line.y[i]) >= y.top - 1) mark(group, line.arm, x(line.x[i]), y(line.y[i]));
+    }
   }
 }
 function valueAt(line, where) {
   const next = line.x.findIndex((x) => finite(x) && x >= where);
   if (next < 0) return null;
-  const share = line.x[next] === where ? 0 : next > 0 ? (line.x[next] - where) / (line.x[next] - line.x[next - 1]) : NaN;
-  const mixed = (values) => (share === 0 ? values[next] : finite(values[next]) && finite(values[next - 1])
-    ? values[next] + share * (values[next - 1] - values[next]) : null);
-  if (Number.isNaN(share)) return null;
+  if (line.x[next] !== where && next === 0) return null;
+  const share = line.x[next] === where ? 0 : (line.x[next] - where) / (line.x[next] - line.x[next - 1]);
+  function mixed(values) {
+    if (share === 0) return values[next];
+    const [before, after] = [values[next - 1], values[next]];
+    return finite(before) && finite(after) ? after + share * (before - after) : null;
+  }
   const runs = Array.isArray(line.runs) ? line.runs[next] : line.runs;
   return { y: mixed(line.y), low: line.low ? mixed(line.low) : null, high: line.high ? mixed(line.high) : null, runs };
 }
 
 function plot(host, spec) {
   const lines = spec.lines.filter((line) => !state.hidden.has(line.arm));
-  const width = state.printing ? spec.compact ? 220 : 620 : Math.max(120, Math.round(host.clientWidth || 600));
+  const onPaper = spec.compact ? 220 : 620;
+  const width = state.printing ? onPaper : Math.max(120, Math.round(host.clientWidth || onPaper));
   const height = spec.compact ? 112 : Math.round(Math.max(210, Math.min(320, width * 0.55)));
   const main = lines.some((line) => !line.lost) ? lines.filter((line) => !line.lost) : lines;
   const shown = main.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]);
@@ -163,18 +173,19 @@ function plot(host, spec) {
   const pad = spec.log ? (high / low) ** 0.04 : (high - low) * 0.05;
   const ends = spec.log ? [low / pad, high * pad] : [low === 0 ? 0 : low - pad, high + pad];
   if (spec.unit === "share" && high <= 1) ends[1] = Math.min(ends[1], 1.02);
-  const ticks = spec.log ? logTicks(...ends, spec.compact ? 3 : 5) : linearTicks(...ends, spec.compact ? 3 : 5);
+  const ticks = (spec.log ? logTicks : linearTicks)(...ends, spec.compact ? 3 : 6);
   const write = writer(spec.unit);
   const left = Math.max(26, 12 + 6.6 * Math.max(1, ...ticks.map((tick) => write(tick).length)));
-  const [xLow, xHigh] = spec.x.range || extent(spec.lines.flatMap((line) => line.x), false);
+  const [xLow, xHigh] = spec.x.range || [0, extent(spec.lines.flatMap((line) => line.x), false)[1]];
   const x = scale(xLow, xHigh, left, width - 12, false);
   const bottom = height - (spec.compact ? 20 : 40);
   const y = scale(...ends, bottom, 8, spec.log);
   y.top = 8; y.bottom = bottom;
 
-  const root = svg(null, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${spec.title}. ${spec.spoken || ""}` });
-  const clip = svg(svg(root, "clipPath", { id: spec.id }), "rect", { x: left, y: 2, width: width - left - 6, height: bottom - 1 });
-  clip.setAttribute("data-clip", "");
+  const said = `${spec.title}. ${spec.spoken || ""}`;
+  const root = svg(null, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": said });
+  const inside = { x: left, y: 2, width: width - left - 6, height: bottom - 1 };
+  svg(svg(root, "clipPath", { id: spec.id }), "rect", inside);
   for (const tick of ticks) {
     svg(root, "path", { d: `M${left},${y(tick)}H${width - 12}`, class: "grid" });
     svg(root, "text", { x: left - 5, y: y(tick) + 4, "text-anchor": "end" }, write(tick));
@@ -182,13 +193,17 @@ function plot(host, spec) {
   for (const tick of linearTicks(xLow, xHigh, spec.compact ? 2 : width < NARROW ? 4 : 7)) {
     if (spec.x.whole && !Number.isInteger(tick)) continue;
     svg(root, "path", { d: `M${x(tick)},${bottom}v4`, class: "axis" });
-    svg(root, "text", { x: Math.min(x(tick), width - 3.3 * short(tick).length - 1), y: bottom + 15, "text-anchor": "middle" }, short(tick));
+    const centre = Math.min(x(tick), width - 3.3 * short(tick).length - 1);
+    svg(root, "text", { x: centre, y: bottom + 15, "text-anchor": "middle" }, short(tick));
   }
   svg(root, "path", { d: `M${left},${bottom}H${width - 12}`, class: "axis" });
-  if (!spec.compact) svg(root, "text", { x: (left + width - 12) / 2, y: height - 6, "text-anchor": "middle", class: "label" }, spec.x.label);
+  const under = { x: (left + width - 12) / 2, y: height - 6, "text-anchor": "middle", class: "label" };
+  if (!spec.compact) svg(root, "text", under, spec.x.label);
   const inner = svg(root, "g", { "clip-path": `url(#${spec.id})` });
   if (finite(spec.cursor)) svg(inner, "path", { d: `M${x(spec.cursor)},4V${bottom}`, class: "now" });
-  for (const line of [...lines].sort((a, b) => Number(!!b.lost) - Number(!!a.lost))) drawLine(inner, line, x, y, spec);
+  for (const lost of [true, false]) {
+    for (const line of lines.filter((one) => Boolean(one.lost) === lost)) drawLine(inner, line, x, y, spec);
+  }
   if (!lines.length) svg(root, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "no arm is shown");
   const hair = svg(root, "path", { class: "hair", d: "" });
   const tip = html("div", { class: "tip", hidden: "" });
@@ -203,32 +218,45 @@ function hover(host, root, tip, hair, { spec, lines, x, bottom, left, width, wri
     place = Math.max(0, Math.min(places.length - 1, index));
     const where = places[place];
     if (where === undefined) return;
-    const rows = lines.map((line) => [line, valueAt(line, where)]).filter(([, found]) => found && finite(found.y));
+    const rows = lines.map((line) => [line, valueAt(line, where)])
+      .filter(([, found]) => found && finite(found.y));
     const head = spec.x.name ? spec.x.name(where) : `${spec.x.word} ${short(where)}`;
     const said = rows.map(([line, found]) => {
-      const band = finite(found.low) && finite(found.high) && found.low !== found.high ? ` (${write(found.low)} to ${write(found.high)})` : "";
-      const one = data.arms.length > 1 || line.lost ? `${data.arms[line.arm].name}${line.lost ? ` ${line.lost}` : ""}: ` : "";
-      return [line, one, `${write(found.y)}${band}`, found.runs > 1 ? `, ${found.runs} runs` : ""];
+      const wide = finite(found.low) && finite(found.high) && found.low !== found.high;
+      const name = [data.arms.length > 1 ? data.arms[line.arm].name : "", line.lost].filter(Boolean).join(", ");
+      return {
+        line,
+        name: name ? `${name}: ` : "",
+        value: write(found.y) + (wide ? ` (${write(found.low)} to ${write(found.high)})` : ""),
+        runs: found.runs > 1 ? `, ${found.runs} runs` : "",
+      };
     });
-    tip.replaceChildren(html("strong", {}, head), ...said.map(([line, one, value, runs]) => html("div", {}, swatch(line.arm), ` ${one}`, html("b", {}, value), runs)));
+    const told = said.map((one) => (
+      html("div", {}, swatch(one.line.arm), ` ${one.name}`, html("b", {}, one.value), one.runs)
+    ));
+    tip.replaceChildren(html("strong", {}, head), ...told);
     tip.hidden = false;
     const ratio = root.clientWidth / width || 1;
     const at = x(where) * ratio;
     tip.style.left = `${Math.max(0, at > host.clientWidth / 2 ? at - tip.offsetWidth - 10 : at + 10)}px`;
     hair.setAttribute("d", `M${x(where)},4V${bottom}`);
-    if (spoken) live.textContent = `${head}. ${said.map(([, one, value]) => one + value).join("; ")}`;
+    if (spoken) live.textContent = `${head}. ${said.map((one) => one.name + one.value).join("; ")}`;
   }
   const hide = () => { tip.hidden = true; hair.setAttribute("d", ""); place = -1; };
   root.addEventListener("pointermove", (event) => {
     const box = root.getBoundingClientRect();
     const where = x.inverse(((event.clientX - box.left) / box.width) * width);
-    show(places.reduce((best, value, i) => (Math.abs(value - where) < Math.abs(places[best] - where) ? i : best), 0), false);
+    const nearer = (best, value, i) => (Math.abs(value - where) < Math.abs(places[best] - where) ? i : best);
+    show(places.reduce(nearer, 0), false);
   });
   root.addEventListener("pointerleave", hide);
   root.addEventListener("blur", hide);
   root.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: places.length - 1 };
     if (event.key === "Escape") hide();
-    else if (event.key in moves) { show(place < 0 && event.key === "ArrowLeft" ? places.length - 1 : moves[event.key], true); event.preventDefault(); }
+    else if (event.key in moves) {
+      show(place < 0 && event.key === "ArrowLeft" ? places.length - 1 : moves[event.key], true);
+      event.preventDefault();
+    }
   });
 }

@@ -1,5 +1,8 @@
 // Layer by layer: one quantity at a chosen step across the layers, and of each layer over training.
 
+// How the page writes the bins of a histogram: one character each, from none to the highest.
+const HEIGHTS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
 function layers(room) {
   const { views, probes } = data.layers;
   const all = (view) => probes[view.probe];
@@ -41,12 +44,10 @@ function layers(room) {
     play.textContent = "play";
     play.setAttribute("aria-pressed", false);
   }
-  function ends(quantities, log, place) {
+  function ends(names) {
     const shown = all(view).filter((one) => !state.hidden.has(one.arm));
-    const values = shown.flatMap((one) => quantities.flatMap((name) => (one.values[name] || []).flatMap((row) => (place === null ? row : [row[place]]))));
-    return extent(values, log);
+    return extent(shown.flatMap((one) => names.flatMap((name) => (one.values[name] || []).flat())), view.log);
   }
-  const quantities = () => [view.middle, view.low, view.high].filter(Boolean);
   function redraw() {
     const step = steps[state.printing ? steps.length - 1 : Number(slider.value)];
     const count = Math.max(...all(view).map((one) => one.names.length));
@@ -57,10 +58,14 @@ function layers(room) {
     const at = (one, name) => { const i = last(one, step); return name && i >= 0 ? one.values[name][i] : null; };
     plot(profile, {
       id: "clip-profile", title: `${view.title} across the layers at step ${short(step)}`, unit: view.unit, log: view.log,
-      range: ends(quantities(), view.log, null),
-      x: { label: "layer, from the input on", whole: true, range: [0.7, count + 0.3], name: (where) => `${where}: ${layerName(where - 1)}` },
+      range: ends([view.middle, view.low, view.high]),
+      x: {
+        label: "layer, from the input on", whole: true, range: [0.7, count + 0.3],
+        name: (where) => `${where}: ${layerName(where - 1)}, step ${short(step)}`,
+      },
       lines: all(view).filter((one) => at(one, view.middle)).map((one) => ({
-        arm: one.arm, x: depth.slice(0, one.names.length), y: at(one, view.middle), low: at(one, view.low), high: at(one, view.high), runs: 1,
+        arm: one.arm, x: depth.slice(0, one.names.length), runs: 1,
+        y: at(one, view.middle), low: at(one, view.low), high: at(one, view.high),
       })),
     });
     const limit = state.all && !state.printing ? count : Math.min(count, CELLS);
@@ -68,36 +73,43 @@ function layers(room) {
     more.hidden = count <= CELLS;
     more.textContent = state.all ? `show ${CELLS} of ${count} layers` : `show all ${count} layers`;
     more.setAttribute("aria-pressed", state.all);
-    cells.replaceChildren(...shown.map((place) => html("div", { class: "cell" }, html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))));
+    cells.replaceChildren(...shown.map((place) => (
+      html("div", { class: "cell" }, html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))
+    )));
     shown.forEach((place, i) => cell(cells.children[i], place, step));
   }
   function cell(host, place, step) {
     const here = all(view).filter((one) => place < one.names.length);
     plot(host.querySelector(".plot"), {
-      id: `clip-cell-${place}`, title: `${view.title} of layer ${place + 1} over training`, unit: view.unit, log: view.log, compact: true,
-      cursor: step, x: { label: "training steps", word: "step" },
+      id: `clip-cell-${place}`, title: `${view.title} of layer ${place + 1} over training`, compact: true,
+      unit: view.unit, log: view.log, cursor: step, x: { label: "training steps", word: "step" },
       lines: here.map((one) => {
         const of = (name) => (name ? one.values[name].map((row) => row[place]) : null);
         return { arm: one.arm, x: one.steps, y: of(view.middle), low: of(view.low), high: of(view.high), runs: 1 };
       }),
     });
-    if (view.histogram) histogram(host, here.filter((one) => one.bins.length && !state.hidden.has(one.arm)), place, step);
+    const binned = here.filter((one) => one.bins.length && !state.hidden.has(one.arm));
+    if (view.histogram) histogram(host, binned, place, step);
   }
   function histogram(host, here, place, step) {
-    const edges = here.flatMap((one) => one.edges.map((row) => row[place])).filter(([low, high]) => finite(low) && finite(high));
+    const edges = here.flatMap((one) => one.edges.map((row) => row[place])).filter((pair) => pair.every(finite));
     if (!edges.length) return;
-    const quantile = (values, share) => [...values].sort((a, b) => a - b)[Math.round(share * (values.length - 1))];
-    const [low, high] = [quantile(edges.map(([a]) => a), 0.1), quantile(edges.map(([, b]) => b), 0.9)];
+    // The range is that of the whole training, so that moving the slider shows the drift;
+    // a few outliers may stick out.
+    const ranked = [0, 1].map((end) => edges.map((pair) => pair[end]).sort((a, b) => a - b));
+    const low = ranked[0][Math.round(0.1 * (edges.length - 1))];
+    const high = ranked[1][Math.round(0.9 * (edges.length - 1))];
     const width = Math.max(120, host.clientWidth || 200);
     const x = scale(low, high > low ? high : low + 1, 4, width - 4, false);
-    const root = svg(host, "svg", { viewBox: `0 0 ${width} 62`, role: "img", class: "bins", "aria-label": `Histogram of layer ${place + 1} at step ${short(step)}, from ${short(low)} to ${short(high)}` });
+    const said = `Histogram of layer ${place + 1} at step ${short(step)}, from ${short(low)} to ${short(high)}`;
+    const root = svg(host, "svg", { viewBox: `0 0 ${width} 62`, role: "img", class: "bins", "aria-label": said });
     for (const one of here) {
       const i = last(one, step);
       const bins = i >= 0 ? one.bins[i][place] : "";
       if (!bins) continue;
       const [from, to] = one.edges[i][place];
       const edge = (k) => Math.max(0, Math.min(width, x(from + ((to - from) * k) / bins.length))).toFixed(1);
-      const tall = (k) => 46 - (44 * "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ".indexOf(bins[k])) / 61;
+      const tall = (k) => 46 - (44 * HEIGHTS.indexOf(bins[k])) / (HEIGHTS.length - 1);
       const d = [...bins].map((_, k) => `H${edge(k)}V${tall(k).toFixed(1)}H${edge(k + 1)}`).join("");
       const group = svg(root, "g", { class: `arm c${data.arms[one.arm].color}` });
       svg(group, "path", { d: `M${edge(0)},46${d}V46Z`, class: "band" });
@@ -110,7 +122,8 @@ function layers(room) {
   choose.addEventListener("change", pick);
   slider.addEventListener("input", () => { stop(); redraw(); });
   room.querySelector(".mount").append(
-    html("div", { class: "buttons moving" }, html("label", { for: "view" }, "Show "), choose, play, slider, told), note, profile, cells, more);
+    html("div", { class: "buttons moving" }, html("label", { for: "view" }, "Show "), choose, play, slider, told),
+    note, profile, cells, html("div", { class: "buttons" }, more));
   redraws.push(redraw);
   choose.value = 0;
   pick();

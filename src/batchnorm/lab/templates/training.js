@@ -1,7 +1,10 @@
 // Everything over training: curves, what is switched for all of them at once, and what happens on paper.
 
+function everySeries() {
+  return data.charts.flatMap((chart) => chart.variants.flatMap((variant) => variant.series));
+}
 function timeUnit() {
-  const longest = Math.max(0, ...data.charts.flatMap((chart) => chart.variants.flatMap((variant) => variant.series.flatMap((one) => one.second.filter(finite)))));
+  const longest = Math.max(0, ...everySeries().map((one) => Math.max(0, ...one.second.filter(finite))));
   return longest < 180 ? [1, "s"] : longest < 10800 ? [60, "min"] : [3600, "h"];
 }
 const [perUnit, unitName] = timeUnit();
@@ -10,11 +13,15 @@ function axisOf() {
   return state.axis === "epoch" ? { label: "epochs", word: "epoch" } : { label: "training steps", word: "step" };
 }
 function overTraining(chart, variant, log, id) {
-  const along = (one) => (state.axis === "second" ? one.second.map((t) => (finite(t) ? t / perUnit : null)) : one[state.axis]);
-  const line = (one) => ({ arm: one.arm, x: along(one), y: one.mean, low: one.low, high: one.high, runs: one.runs, lost: one.what });
-  const lines = [...variant.series, ...variant.lost].map(line);
-  const spoken = variant.series.map((one) => `${data.arms[one.arm].name} ends at ${writer(chart.unit)(one.mean.filter(finite).at(-1) ?? NaN)}`).join("; ");
-  return { id, title: [chart.title, variant.label].filter(Boolean).join(", "), spoken, unit: chart.unit, log, x: axisOf(), lines };
+  const inUnits = (seconds) => (finite(seconds) ? seconds / perUnit : null);
+  const lines = [...variant.series, ...variant.lost].map((one) => ({
+    arm: one.arm, x: state.axis === "second" ? one.second.map(inUnits) : one[state.axis],
+    y: one.mean, low: one.low, high: one.high, runs: one.runs, lost: one.what,
+  }));
+  const last = (one) => writer(chart.unit)(one.mean.filter(finite).at(-1) ?? NaN);
+  const spoken = variant.series.map((one) => `${data.arms[one.arm].name} ends at ${last(one)}`).join("; ");
+  const title = [chart.title, variant.label].filter(Boolean).join(", ");
+  return { id, title, spoken, unit: chart.unit, log, x: axisOf(), lines };
 }
 function mount(figure, chart, number) {
   let [chosen, log] = [0, chart.log];
@@ -23,26 +30,33 @@ function mount(figure, chart, number) {
   function redraw() {
     const variants = state.printing ? chart.variants : [chart.variants[chosen]];
     hosts.replaceChildren(...variants.flatMap((variant) => [
-      html("p", { class: "variant" }, [chart.label, variant.label].filter(Boolean).join(", ")), html("div", { class: "plot" }),
+      html("p", { class: "variant" }, [chart.label, variant.label].filter(Boolean).join(", ")),
+      html("div", { class: "plot" }),
     ]));
-    hosts.querySelectorAll(".plot").forEach((host, i) => plot(host, overTraining(chart, variants[i], log, `clip-${number}-${i}`)));
+    hosts.querySelectorAll(".plot").forEach((host, i) => {
+      plot(host, overTraining(chart, variants[i], log, `clip-${number}-${i}`));
+    });
   }
   if (chart.variants.length > 1) {
     chart.variants.forEach((variant, i) => buttons.append(button(variant.label, i === 0, () => {
       chosen = i;
-      [...buttons.children].slice(0, chart.variants.length).forEach((one, k) => one.setAttribute("aria-pressed", k === i));
+      chart.variants.forEach((_, k) => buttons.children[k].setAttribute("aria-pressed", k === i));
       redraw();
     })));
   }
-  const positive = chart.variants.every((variant) => variant.series.every((one) => one.mean.every((value) => !finite(value) || value > 0)));
-  if (chart.unit !== "share" && positive) buttons.append(button("log scale", log, (made) => { log = !log; made.setAttribute("aria-pressed", log); redraw(); }));
+  const above = (value) => !finite(value) || value > 0;
+  if (chart.unit !== "share" && chart.variants.every((variant) => variant.series.every((one) => one.mean.every(above)))) {
+    const made = button("log scale", log, () => { log = !log; made.setAttribute("aria-pressed", log); redraw(); });
+    made.classList.add("scale");
+    buttons.append(made);
+  }
   figure.querySelector(".mount").append(buttons, hosts);
   redraws.push(redraw);
 }
 function everything() { redraws.forEach((redraw) => redraw()); }
 
 function controls(bar) {
-  const has = (axis) => data.charts.some((chart) => chart.variants.some((variant) => variant.series.some((one) => one[axis].some(finite))));
+  const has = (axis) => everySeries().some((one) => one[axis].some(finite));
   const axes = AXES.filter(([axis]) => axis === "step" || has(axis));
   if (axes.length > 1) {
     const group = html("div", { class: "buttons", role: "group", "aria-label": "Horizontal axis" });
