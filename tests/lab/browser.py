@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its debugging pipe: real clicks, keys, hovering, paper, and what it complains of."""
+"""A headless Chromium, driven through its debugging pipe: clicks, keys, hovering, paper, complaints."""
 
 from __future__ import annotations
 

@@ -10,8 +10,11 @@ from batchnorm.lab.errors import OutputError
 from batchnorm.lab.page import text
 from batchnorm.lab.recording import TrainRun, read_train_run
 
-#: Settings that say where and how often, not what: runs that differ in these alone are runs of the same arm.
-NOT_COMPARED = frozenset({"seed", "out", "data_dir", "resume"})
+#: Settings about what is written and looked at, not about what is trained: they do not make another arm.
+NOT_COMPARED = frozenset({
+    "seed", "out", "data_dir", "tensorboard", "log_every", "evaluate_every", "checkpoint_every", "probe_every", "probes",
+    "train_subset",
+})  # fmt: skip
 #: Settings that say most about an arm; the others follow in the order of the config.
 FIRST = ("data", "model", "norm", "optimizer", "lr", "batch_size")
 #: A name holds this many settings at most; the table of settings holds them all.

@@ -95,24 +95,25 @@ def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
     """
     parts = list(dict.fromkeys([*([part] if part else []), "test", "validation", "train_evaluation"]))
     made = [
-        _chart("accuracy", "Accuracy", "accuracy", "", [_metric(arms, kind, "accuracy") for kind in parts], unit="share"),
+        _chart("accuracy", "Accuracy", "accuracy", "", [_metric(arms, kind, "accuracy") for kind in parts],
+               unit="share"),
         _chart("loss", "Loss", "loss", "Training batches: mean since the record before.",
                [_metric(arms, kind, "loss") for kind in [*parts[:1], "train", *parts[1:]]], log=None),
         _chart("gap", "Training data against new data", "difference in accuracy",
                "Accuracy on training data in evaluation mode minus accuracy on data that training does not see, at the "
                "same step: above 0, the network knows its training data better.",
                [_gap(arms, kind) for kind in parts if kind != "train_evaluation"], unit="share"),
-        _chart("lr", "Learning rate", "learning rate", "", [_metric(arms, "train", "lr")]),
+        _chart("lr", "Learning rate", "", "", [_metric(arms, "train", "lr", "")]),
         _chart("speed", "Speed", "examples per second", "Training only: evaluations and probes are not counted.",
-               [_metric(arms, "train", "examples_per_second")]),
-        _chart("gradient", "Gradient norm", "gradient norm", "Of the whole network, before clipping.",
+               [_metric(arms, "train", "examples_per_second", "")]),
+        _chart("gradient", "Gradient norm", "", "Of the whole network, before clipping.",
                [_scalar(arms, "gradients", "gradient_norm")], log=True),
         _chart("landscape", "Loss along the gradient", "loss",
                "Lowest to highest loss at some distances along the gradient, from where the network is: a narrow band "
                "is a smooth landscape. Line: the middle of the band (arXiv 1805.11604, section 3).",
                [_range(arms, "loss_low", "loss_high")], log=None),
         _chart("change", "Change of the gradient along itself", "change",
-               "How far the gradient moves (Euclidean) at some distances along it, lowest to highest; line: the middle.",
+               "How far the gradient moves (Euclidean) at some distances along it, lowest to highest; line: middle.",
                [_range(arms, "gradient_change_low", "gradient_change_high")], log=True),
         _chart("smoothness", "Effective smoothness", "beta",
                "The largest change of the gradient over the distance moved: small is smooth.",
@@ -192,8 +193,9 @@ def _wide(found: Sequence[Quantity]) -> bool:
     return bool(high > 20 * low)
 
 
-def _metric(arms: Sequence[Arm], kind: str, key: str) -> Quantity | None:
-    return quantity(arms, PART_NAMES[kind], lambda run: run.of_kind(kind), lambda record: record.get(key))
+def _metric(arms: Sequence[Arm], kind: str, key: str, label: str | None = None) -> Quantity | None:
+    label = PART_NAMES[kind] if label is None else label
+    return quantity(arms, label, lambda run: run.of_kind(kind), lambda record: record.get(key))
 
 
 def _scalar(arms: Sequence[Arm], probe: str, key: str) -> Quantity | None:

@@ -94,7 +94,7 @@ def _layers(arms: Sequence[Arm]) -> Picture | None:
             _draw_profile(axes, view, one, _style(seen[one.arm]))
         axes.set_title(view.title, loc="left")
         axes.set(xlabel="layer, from the input on", ylabel=f"{view.label} (%)" if view.unit == "share" else view.label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         if view.log and all((one.values[view.middle][-1] > 0).any() for one in found[view.probe]):
             axes.set_yscale("log")
     _legend(figure, arms, seen)

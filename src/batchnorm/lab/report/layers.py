@@ -176,7 +176,8 @@ def _watched(index: int, run: TrainRun, probe: str, arms: int) -> Watched:
         names=names,
         steps=np.array([record["step"] for record in records], dtype=np.float64),
         values={
-            quantity: np.array([[number(layer.get(quantity)) for layer in row] for row in layers]) for quantity in wanted
+            quantity: np.array([[number(layer.get(quantity)) for layer in row] for row in layers])
+            for quantity in wanted
         },
         edges=np.array([[_ends(layer.get("histogram")) for layer in row] for row in layers]),
         bins=[[_written(layer.get("histogram")) for layer in row] for row in layers] if has_bins else [],

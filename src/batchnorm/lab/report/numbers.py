@@ -227,10 +227,11 @@ def _arm(arm: Arm, part: str | None, chosen_on: str | None, target: float | None
         arm.settings,
         runs,
         basis[0].status,
-        *(
-            _spread([getattr(run, name) for run in counted])
-            for name in ("final_accuracy", "best_accuracy", "final_loss", "gap", "examples_per_second")
-        ),
+        final_accuracy=_spread([run.final_accuracy for run in counted]),
+        best_accuracy=_spread([run.best_accuracy for run in counted]),
+        final_loss=_spread([run.final_loss for run in counted]),
+        gap=_spread([run.gap for run in counted]),
+        examples_per_second=_spread([run.examples_per_second for run in counted]),
         reached=len(reached),
         target_step=_median([run.target_step for run in counted]),
         target_seconds=_median([run.target_seconds for run in counted]),

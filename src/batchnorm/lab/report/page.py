@@ -1,4 +1,4 @@
-"""One self-contained page from the runs of ``batchnorm train``: no network, no torch, nothing that is not in the files."""
+"""One self-contained page from runs of ``batchnorm train``: no network, no torch, nothing that is not in the files."""
 
 import shlex
 from collections.abc import Sequence
@@ -22,9 +22,11 @@ from batchnorm.lab.wording import plural
 
 #: What somebody asks first about a training; the page shows these up front, and every setting further down.
 ASKED = (
-    "data", "model", "norm", "activation", "initializer", "optimizer", "lr", "schedule", "momentum", "weight_decay",
-    "epochs", "steps", "batch_size", "precision", "dropout", "augmentation", "label_smoothing",
+    "data", "model", "norm", "activation", "initializer", "optimizer", "lr", "schedule", "epochs", "steps",
+    "batch_size", "l2", "l1", "augment", "dropout", "stochastic_depth", "label_smoothing", "clip_norm", "accumulate", "precision",
+    "statistics", "convert",
 )  # fmt: skip
+NOT_WORTH_SAYING: tuple[object, ...] = (None, "", 0.0, False, [], ())
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,6 @@ def _render(
     figures: Sequence[EmbeddedPicture],
 ) -> str:
     carried = data(arms, drawn)
-    runs = [run for arm in arms for run in arm.runs]
     return fill(
         "train.html.j2",
         title=", ".join(dict.fromkeys(_what(arm) for arm in arms)) if len(arms) < 3 else f"{len(arms)} arms",
@@ -127,7 +128,9 @@ def _render(
         script=script(carried),
         asked=_asked(arms),
         settings=_settings(arms, _every_setting(arms)),
-        commands=[run.config["command"] for run in runs],
+        commands=[
+            (arm.name if len(arms) > 1 else "", [str(run.config["command"]) for run in arm.runs]) for arm in arms
+        ],
         again=shlex.join(["batchnorm", "report", *map(str, paths)]),
         environment=_environment(arms),
         definitions=_definitions(numbers),
@@ -144,13 +147,15 @@ def _what(arm: Arm) -> str:
 def _lead(arms: Sequence[Arm]) -> str:
     first = arms[0].runs[0].config
     runs = sum(len(arm.runs) for arm in arms)
-    parts = [", ".join(dict.fromkeys(_what(arm) for arm in arms))]
+    parts = ["trained: " + ", ".join(dict.fromkeys(_what(arm) for arm in arms))]
     if isinstance(examples := first["data"].get("train"), int):
         parts.append(f"{examples:,} training examples")
     parameters = first["model"].get("parameters")
     if isinstance(parameters, int):
         parts.append(f"{parameters:,} parameters")
-    parts.append(f"{plural(len(arms), 'arm')}, {plural(runs, 'run')}" if runs > 1 else f"seed {text(seed_of(arms[0].runs[0]))}")
+    parts.append(
+        f"{plural(len(arms), 'arm')}, {plural(runs, 'run')}" if runs > 1 else f"seed {text(seed_of(arms[0].runs[0]))}"
+    )
     return "; ".join(parts) + "."
 
 
@@ -169,14 +174,18 @@ def _layered(layers: dict[str, Any]) -> str:
     seeds = {one["arm"]: text(one["seed"]) for probe in layers["probes"].values() for one in probe}
     which = ", ".join(dict.fromkeys(seeds.values()))
     return (
-        f"What the probes saw in one run of each arm (seed {which}). The slider moves through training; with it in focus "
-        "the arrow keys do too. Arms stand side by side by the place of a layer in the forward pass."
+        f"What the probes saw in one run of each arm (seed {which}). The slider moves through training; with it in "
+        "focus the arrow keys do too. Arms stand side by side by the place of a layer in the forward pass."
     )
 
 
 def _asked(arms: Sequence[Arm]) -> dict[str, Any]:
     settings = settings_of(arms[0].runs[0])
-    common = [key for key in ASKED if key in settings and key not in arms[0].settings and settings[key] not in (None, "", 0.0)]
+    common = [
+        key
+        for key in ASKED
+        if key in settings and key not in arms[0].settings and settings[key] not in NOT_WORTH_SAYING
+    ]
     seeds = [", ".join(text(seed_of(run)) for run in arm.runs) for arm in arms]
     if len(arms) == 1:
         table = _settings(arms, common)
@@ -195,7 +204,9 @@ def _settings(arms: Sequence[Arm], keys: Sequence[str]) -> dict[str, Any]:
     return {
         "arms": [arm.name for arm in arms],
         "rows": [
-            (key.replace("_", " "), [text(_all_settings(arm).get(key)) for arm in arms]) for key in keys if key != "seed"
+            (key.replace("_", " "), [text(_all_settings(arm).get(key)) for arm in arms])
+            for key in keys
+            if key != "seed"
         ],
     }
 
@@ -222,13 +233,18 @@ def _environment(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 def _definitions(numbers: Numbers) -> list[tuple[str, str]]:
     part = PARTS.get(numbers.part or "", "test")
+    chosen = PARTS.get(numbers.chosen_on or "", part)
     return [
         ("arm", "Runs that differ in the seed alone."),
         ("step", "One update of the parameters, from one batch."),
-        ("best accuracy", f"The {part} accuracy at the evaluation that was best on {PARTS.get(numbers.chosen_on or '', part)} data."),
-        ("gap", "Accuracy on a fixed part of the training data, in evaluation mode, minus accuracy on new data, at the end: how "
-         "much better the network knows what it has seen."),
+        ("best accuracy", f"The {part} accuracy at the evaluation with the highest {chosen} accuracy."),
+        (
+            "gap",
+            "Accuracy on a fixed part of the training data minus accuracy on new data, both in evaluation mode, at the end.",
+        ),
         ("diverged", "The loss was not finite; the run ended there and counts as a failure."),
-        ("training data, evaluation mode", "A fixed part of the training data, evaluated as the test data are: with stored "
-         "statistics, without augmentation or dropout."),
-    ]  # fmt: skip
+        (
+            "training data, evaluation mode",
+            "A fixed part of the training data, evaluated as the test data are: without augmentation or dropout.",
+        ),
+    ]

@@ -128,10 +128,8 @@ def combine(tracks: Sequence[Track]) -> Series | None:
     mean = np.divide(filled.sum(0), runs, out=np.full(steps.size, np.nan), where=runs > 0)
     low = np.where(runs > 0, np.where(np.isfinite(values), values, np.inf).min(0), np.nan)
     high = np.where(runs > 0, np.where(np.isfinite(values), values, -np.inf).max(0), np.nan)
-    epochs, seconds = (
-        _mean([_at(steps, one.steps, where(one)) for one in tracks])
-        for where in (lambda one: one.epochs, lambda one: one.seconds)
-    )
+    epochs = _mean([_at(steps, one.steps, one.epochs) for one in tracks])
+    seconds = _mean([_at(steps, one.steps, one.seconds) for one in tracks])
     return Series(steps, epochs, seconds, mean, low, high, runs)
 
 
@@ -202,7 +200,7 @@ def quantity(
 
 
 def _at(grid: Floats, steps: Floats, values: Floats) -> Floats:
-    found = np.interp(grid, steps, values, left=np.nan, right=np.nan)
+    found: Floats = np.interp(grid, steps, values, left=np.nan, right=np.nan)
     # Exactly at a step stands what was recorded, also next to a NaN, where the line between has no value.
     found[np.searchsorted(grid, steps)] = values
     return found
@@ -211,5 +209,6 @@ def _at(grid: Floats, steps: Floats, values: Floats) -> Floats:
 def _mean(rows: Sequence[Floats]) -> Floats:
     stacked = np.stack(rows)
     known = np.isfinite(stacked).sum(0)
-    total = np.where(np.isfinite(stacked), stacked, 0.0).sum(0)
-    return np.divide(total, known, out=np.full(stacked.shape[1], np.nan), where=known > 0)
+    mean: Floats = np.full(stacked.shape[1], np.nan)
+    np.divide(np.where(np.isfinite(stacked), stacked, 0.0).sum(0), known, out=mean, where=known > 0)
+    return mean

@@ -6,7 +6,7 @@ from typing import Any
 from batchnorm.lab.page import text
 from batchnorm.lab.report.arms import Arm, seed_of, settings_of
 from batchnorm.lab.report.numbers import ArmNumbers, Numbers, RunNumbers, Spread
-from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural
+from batchnorm.lab.wording import Table, Verdict, count, factor, percent
 
 PARTS = {"test": "test", "validation": "validation", "train_evaluation": "training-data"}
 SAME = 0.05  # ratios this close to 1 are called "about the same"
@@ -55,7 +55,7 @@ def _arm_table(numbers: Numbers) -> Table:
     several = len(numbers.arms) > 1
     columns = ["arm", "runs", f"best {part} accuracy", "final accuracy", "final loss", "gap", "examples/s"]
     if several and numbers.target is not None:
-        columns += [f"steps to {percent(numbers.target)}", "time to it"]
+        columns += [f"steps to {percent(numbers.target)}", "time to that"]
     rows = []
     for arm in numbers.arms:
         row = [
@@ -267,10 +267,10 @@ def _limits(arms: Sequence[Arm], numbers: Numbers) -> list[str]:
     if all(len(arm.runs) == 1 for arm in numbers.arms):
         limits.append("One seed per arm: there is no spread to judge differences by." if len(arms) > 1 else
                       "One seed: another would end elsewhere, by an amount that this page cannot say.")  # fmt: skip
-    for arm in arms:
-        seeds = [seed_of(run) for run in arm.runs]
-        if len(set(map(str, seeds))) < len(seeds):
-            limits.append(f"{arm.name} holds runs with the same seed, which are not independent.")
+    for group in arms:
+        seeds = [str(seed_of(run)) for run in group.runs]
+        if len(set(seeds)) < len(seeds):
+            limits.append(f"{group.name} holds runs with the same seed, which are not independent.")
     if numbers.part is not None and numbers.part == numbers.chosen_on == "test":
         limits.append("Best accuracies were chosen on the test data themselves, so they are slightly optimistic.")
     limits += [

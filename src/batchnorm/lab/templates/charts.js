@@ -1,5 +1,5 @@
-// One chart: lines with bands in an SVG, with axes, gaps, and a tooltip for the pointer and for arrow keys. It draws what
-// the page carries as JSON; text from the runs only ever becomes text nodes. Where scripts do not run, the page shows
+// One chart: lines with bands in an SVG, with axes, gaps, and a tooltip for the pointer and for arrow keys. It draws
+// what the page carries as JSON; text from the runs only ever becomes text nodes. Where scripts do not run, the page shows
 // pictures instead. charts.js, layers.js and training.js become one script, inside one function.
 const data = JSON.parse(document.getElementById("chart-data").textContent);
 const NARROW = 460;

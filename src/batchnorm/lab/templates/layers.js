@@ -57,7 +57,8 @@ function layers(room) {
     const depth = Array.from({ length: count }, (_, i) => i + 1);
     const at = (one, name) => { const i = last(one, step); return name && i >= 0 ? one.values[name][i] : null; };
     plot(profile, {
-      id: "clip-profile", title: `${view.title} across the layers at step ${short(step)}`, unit: view.unit, log: view.log,
+      id: "clip-profile", title: `${view.title} across the layers at step ${short(step)}`,
+      unit: view.unit, log: view.log,
       range: ends([view.middle, view.low, view.high]),
       x: {
         label: "layer, from the input on", whole: true, range: [0.7, count + 0.3],
@@ -74,7 +75,8 @@ function layers(room) {
     more.textContent = state.all ? `show ${CELLS} of ${count} layers` : `show all ${count} layers`;
     more.setAttribute("aria-pressed", state.all);
     cells.replaceChildren(...shown.map((place) => (
-      html("div", { class: "cell" }, html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))
+      html("div", { class: "cell" },
+        html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))
     )));
     shown.forEach((place, i) => cell(cells.children[i], place, step));
   }

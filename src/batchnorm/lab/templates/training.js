@@ -44,8 +44,9 @@ function mount(figure, chart, number) {
       redraw();
     })));
   }
-  const above = (value) => !finite(value) || value > 0;
-  if (chart.unit !== "share" && chart.variants.every((variant) => variant.series.every((one) => one.mean.every(above)))) {
+  const series = chart.variants.flatMap((variant) => variant.series);
+  const positive = series.every((one) => one.mean.every((value) => !finite(value) || value > 0));
+  if (chart.unit !== "share" && positive) {
     const made = button("log scale", log, () => { log = !log; made.setAttribute("aria-pressed", log); redraw(); });
     made.classList.add("scale");
     buttons.append(made);
