@@ -12,8 +12,8 @@ from batchnorm.lab.recording import TrainRun, read_train_run
 
 #: Settings about what is written and looked at, not about what is trained: they do not make another arm.
 NOT_COMPARED = frozenset({
-    "seed", "out", "data_dir", "tensorboard", "log_every", "evaluate_every", "checkpoint_every", "probe_every", "probes",
-    "train_subset",
+    "seed", "out", "data_dir", "tensorboard", "log_every", "evaluate_every", "checkpoint_every", "probe_every",
+    "probes", "train_subset",
 })  # fmt: skip
 #: Settings that say most about an arm; the others follow in the order of the config.
 FIRST = ("data", "model", "norm", "optimizer", "lr", "batch_size")

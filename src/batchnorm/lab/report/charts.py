@@ -18,7 +18,7 @@ FEWEST_POINTS = 60
 PART_NAMES = {
     "test": "test data",
     "validation": "validation data",
-    "train_evaluation": "training data, evaluation mode",
+    "train_evaluation": "training subset",
     "train": "training batches",
 }
 

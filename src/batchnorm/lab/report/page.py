@@ -23,8 +23,8 @@ from batchnorm.lab.wording import plural
 #: What somebody asks first about a training; the page shows these up front, and every setting further down.
 ASKED = (
     "data", "model", "norm", "activation", "initializer", "optimizer", "lr", "schedule", "epochs", "steps",
-    "batch_size", "l2", "l1", "augment", "dropout", "stochastic_depth", "label_smoothing", "clip_norm", "accumulate", "precision",
-    "statistics", "convert",
+    "batch_size", "l2", "l1", "augment", "dropout", "stochastic_depth", "label_smoothing", "clip_norm", "accumulate",
+    "precision", "statistics", "convert",
 )  # fmt: skip
 NOT_WORTH_SAYING: tuple[object, ...] = (None, "", 0.0, False, [], ())
 
@@ -240,11 +240,11 @@ def _definitions(numbers: Numbers) -> list[tuple[str, str]]:
         ("best accuracy", f"The {part} accuracy at the evaluation with the highest {chosen} accuracy."),
         (
             "gap",
-            "Accuracy on a fixed part of the training data minus accuracy on new data, both in evaluation mode, at the end.",
+            "Accuracy on a fixed part of the training data minus accuracy on new data, in evaluation mode, at the end.",
         ),
         ("diverged", "The loss was not finite; the run ended there and counts as a failure."),
         (
-            "training data, evaluation mode",
+            "training subset",
             "A fixed part of the training data, evaluated as the test data are: without augmentation or dropout.",
         ),
     ]

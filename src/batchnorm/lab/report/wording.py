@@ -8,7 +8,7 @@ from batchnorm.lab.report.arms import Arm, seed_of, settings_of
 from batchnorm.lab.report.numbers import ArmNumbers, Numbers, RunNumbers, Spread
 from batchnorm.lab.wording import Table, Verdict, count, factor, percent
 
-PARTS = {"test": "test", "validation": "validation", "train_evaluation": "training-data"}
+PARTS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
 SAME = 0.05  # ratios this close to 1 are called "about the same"
 ENDED_BADLY = ("diverged", "interrupted", "failed")
 MOST_NAMED = 3  # arms with a sentence of their own; the table has them all
@@ -89,7 +89,7 @@ def _arm_note(numbers: Numbers, *, several: bool) -> str:
         )
     if any(arm.gap is not None for arm in numbers.arms):
         words.append(
-            "Gap: accuracy on training data in evaluation mode minus accuracy on new data, at the end, in points."
+            "Gap: accuracy on a fixed subset of the training data minus accuracy on new data, at the end, in points."
         )
     if several and numbers.target is not None:
         words.append(
@@ -246,7 +246,7 @@ def _gap_sentence(arms: Sequence[ArmNumbers]) -> str:
     if not known:
         return ""
     each = ", ".join(f"{_points(arm.gap)} points" + (f" with {arm.name}" if len(arms) > 1 else "") for arm in known)
-    return f"Accuracy on training data in evaluation mode against new data, at the end: {each}."
+    return f"Accuracy on the training subset against new data, at the end: {each}."
 
 
 def _speed_sentence(arms: Sequence[ArmNumbers]) -> str:

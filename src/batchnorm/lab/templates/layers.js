@@ -110,7 +110,7 @@ function layers(room) {
       const bins = i >= 0 ? one.bins[i][place] : "";
       if (!bins) continue;
       const [from, to] = one.edges[i][place];
-      const edge = (k) => Math.max(0, Math.min(width, x(from + ((to - from) * k) / bins.length))).toFixed(1);
+      const edge = (k) => Math.max(4, Math.min(width - 4, x(from + ((to - from) * k) / bins.length))).toFixed(1);
       const tall = (k) => 46 - (44 * HEIGHTS.indexOf(bins[k])) / (HEIGHTS.length - 1);
       const d = [...bins].map((_, k) => `H${edge(k)}V${tall(k).toFixed(1)}H${edge(k + 1)}`).join("");
       const group = svg(root, "g", { class: `arm c${data.arms[one.arm].color}` });

@@ -30,7 +30,7 @@ function mount(figure, chart, number) {
   function redraw() {
     const variants = state.printing ? chart.variants : [chart.variants[chosen]];
     hosts.replaceChildren(...variants.flatMap((variant) => [
-      html("p", { class: "variant" }, [chart.label, variant.label].filter(Boolean).join(", ")),
+      html("p", { class: "variant" }, state.printing ? [chart.label, variant.label].filter(Boolean).join(", ") : ""),
       html("div", { class: "plot" }),
     ]));
     hosts.querySelectorAll(".plot").forEach((host, i) => {
@@ -44,6 +44,7 @@ function mount(figure, chart, number) {
       redraw();
     })));
   }
+  if (chart.variants.length === 1) buttons.append(html("span", { class: "variant" }, chart.label));
   const series = chart.variants.flatMap((variant) => variant.series);
   const positive = series.every((one) => one.mean.every((value) => !finite(value) || value > 0));
   if (chart.unit !== "share" && positive) {
