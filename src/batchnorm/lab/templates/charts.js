@@ -1,6 +1,6 @@
 // One chart: lines with bands in an SVG, with axes, gaps, and a tooltip for the pointer and for arrow keys. It draws
-// what the page carries as JSON; text from the runs only ever becomes text nodes. Where scripts do not run, the page shows
-// pictures instead. charts.js, layers.js and training.js become one script, inside one function.
+// what the page carries as JSON; text from the runs only ever becomes text nodes. Where scripts do not run, the page
+// shows pictures instead. charts.js, layers.js and training.js become one script, inside one function.
 const data = JSON.parse(document.getElementById("chart-data").textContent);
 const NARROW = 460;
 const CELLS = 24;
@@ -163,9 +163,9 @@ function valueAt(line, where) {
 
 function plot(host, spec) {
   const lines = spec.lines.filter((line) => !state.hidden.has(line.arm));
-  const onPaper = spec.compact ? 220 : 620;
+  const onPaper = spec.compact ? 220 : spec.wide ? 860 : 420;
   const width = state.printing ? onPaper : Math.max(120, Math.round(host.clientWidth || onPaper));
-  const height = spec.compact ? 112 : Math.round(Math.max(210, Math.min(320, width * 0.55)));
+  const height = spec.compact ? 112 : Math.round(Math.max(210, Math.min(300, width * 0.55)));
   const main = lines.some((line) => !line.lost) ? lines.filter((line) => !line.lost) : lines;
   const shown = main.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]);
   let [low, high] = spec.range || extent(shown, spec.log);
@@ -201,9 +201,9 @@ function plot(host, spec) {
   if (!spec.compact) svg(root, "text", under, spec.x.label);
   const inner = svg(root, "g", { "clip-path": `url(#${spec.id})` });
   if (finite(spec.cursor)) svg(inner, "path", { d: `M${x(spec.cursor)},4V${bottom}`, class: "now" });
-  for (const lost of [true, false]) {
-    for (const line of lines.filter((one) => Boolean(one.lost) === lost)) drawLine(inner, line, x, y, spec);
-  }
+  // Runs that were lost first, dashes last: where lines coincide, both can be seen.
+  const order = (line) => (line.lost ? 0 : data.arms[line.arm].dash ? 2 : 1);
+  for (const line of [...lines].sort((a, b) => order(a) - order(b))) drawLine(inner, line, x, y, spec);
   if (!lines.length) svg(root, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "no arm is shown");
   const hair = svg(root, "path", { class: "hair", d: "" });
   const tip = html("div", { class: "tip", hidden: "" });

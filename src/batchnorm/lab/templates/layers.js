@@ -14,10 +14,13 @@ function layers(room) {
   const note = html("p", { class: "note" });
   const profile = html("div", { class: "plot" });
   const cells = html("div", { class: "cells" });
+  const papers = html("div");
   let [view, steps, timer] = [views[0], [], 0];
 
   const last = (one, step) => one.steps.findLastIndex((value) => value <= step);
-  const layerName = (position) => [...new Set(all(view).map((one) => one.names[position]).filter(Boolean))].join(" / ");
+  function layerName(which, place) {
+    return [...new Set(all(which).map((one) => one.names[place]).filter(Boolean))].join(" / ");
+  }
   function pick() {
     view = views[Number(choose.value)];
     const now = steps[Number(slider.value)] ?? Infinity;
@@ -44,31 +47,46 @@ function layers(room) {
     play.textContent = "play";
     play.setAttribute("aria-pressed", false);
   }
-  function ends(names) {
-    const shown = all(view).filter((one) => !state.hidden.has(one.arm));
-    return extent(shown.flatMap((one) => names.flatMap((name) => (one.values[name] || []).flat())), view.log);
+  function across(which, step, id) {
+    const shown = all(which).filter((one) => !state.hidden.has(one.arm));
+    const names = [which.middle, which.low, which.high].filter(Boolean);
+    const count = Math.max(...all(which).map((one) => one.names.length));
+    const at = (one, name) => (name ? one.values[name][last(one, step)] : null);
+    return {
+      id, title: `${which.title} across the layers at step ${short(step)}`,
+      unit: which.unit, log: which.log, wide: true,
+      range: extent(shown.flatMap((one) => names.flatMap((name) => one.values[name].flat())), which.log),
+      x: {
+        label: "layer, from the input on", whole: true, range: [0.7, count + 0.3],
+        name: (where) => `${where}: ${layerName(which, where - 1)}, step ${short(step)}`,
+      },
+      lines: all(which).filter((one) => last(one, step) >= 0).map((one) => ({
+        arm: one.arm, x: one.names.map((_, place) => place + 1), runs: 1,
+        y: at(one, which.middle), low: at(one, which.low), high: at(one, which.high),
+      })),
+    };
+  }
+  function ended(step) {
+    const early = all(view).filter((one) => one.steps.at(-1) < step);
+    return early.map((one) => ` ${data.arms[one.arm].name}: as at step ${short(one.steps.at(-1))}, its last.`).join("");
+  }
+  // A slider cannot be moved on paper: there stands every quantity, at the last step.
+  function onPaper(step) {
+    papers.replaceChildren();
+    views.filter((one) => state.printing && one !== view).forEach((one, i) => {
+      papers.append(html("h3", {}, `${one.title}, at step ${short(step)}`), html("p", { class: "note" }, one.note));
+      papers.append(html("div", { class: "plot" }));
+      plot(papers.lastChild, across(one, step, `clip-paper-${i}`));
+    });
   }
   function redraw() {
     const step = steps[state.printing ? steps.length - 1 : Number(slider.value)];
     const count = Math.max(...all(view).map((one) => one.names.length));
     told.textContent = `step ${short(step)}`;
     slider.setAttribute("aria-valuetext", told.textContent);
-    note.textContent = view.note;
-    const depth = Array.from({ length: count }, (_, i) => i + 1);
-    const at = (one, name) => { const i = last(one, step); return name && i >= 0 ? one.values[name][i] : null; };
-    plot(profile, {
-      id: "clip-profile", title: `${view.title} across the layers at step ${short(step)}`,
-      unit: view.unit, log: view.log,
-      range: ends([view.middle, view.low, view.high]),
-      x: {
-        label: "layer, from the input on", whole: true, range: [0.7, count + 0.3],
-        name: (where) => `${where}: ${layerName(where - 1)}, step ${short(step)}`,
-      },
-      lines: all(view).filter((one) => at(one, view.middle)).map((one) => ({
-        arm: one.arm, x: depth.slice(0, one.names.length), runs: 1,
-        y: at(one, view.middle), low: at(one, view.low), high: at(one, view.high),
-      })),
-    });
+    note.textContent = (state.printing ? `${view.title}, at step ${short(step)}. ` : "") + view.note + ended(step);
+    plot(profile, across(view, step, "clip-profile"));
+    onPaper(step);
     const limit = state.all && !state.printing ? count : Math.min(count, CELLS);
     const shown = Array.from({ length: limit }, (_, i) => Math.round((i * (count - 1)) / Math.max(1, limit - 1)));
     more.hidden = count <= CELLS;
@@ -76,7 +94,7 @@ function layers(room) {
     more.setAttribute("aria-pressed", state.all);
     cells.replaceChildren(...shown.map((place) => (
       html("div", { class: "cell" },
-        html("h4", {}, `${place + 1}: ${layerName(place)}`), html("div", { class: "plot" }))
+        html("h4", {}, `${place + 1}: ${layerName(view, place)}`), html("div", { class: "plot" }))
     )));
     shown.forEach((place, i) => cell(cells.children[i], place, step));
   }
@@ -125,7 +143,7 @@ function layers(room) {
   slider.addEventListener("input", () => { stop(); redraw(); });
   room.querySelector(".mount").append(
     html("div", { class: "buttons moving" }, html("label", { for: "view" }, "Show "), choose, play, slider, told),
-    note, profile, cells, html("div", { class: "buttons" }, more));
+    note, profile, cells, html("div", { class: "buttons" }, more), papers);
   redraws.push(redraw);
   choose.value = 0;
   pick();
