@@ -34,6 +34,14 @@ COMPARE_ORDER = [
     {"plots", "terminal"},
     {"report"},
 ]
+REPORT_ORDER = [
+    {"arms"},
+    {"series"},
+    {"numbers", "layers"},
+    {"charts", "wording"},
+    {"figures"},
+    {"page"},
+]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
     {"cases", "goals", "machine"},
@@ -110,9 +118,10 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
-        inside_compare = place[:2] == ["lab", "compare"] == inner[:2] and place[2] != "__init__"
-        if inside_compare and _rank(COMPARE_ORDER, inner[2]) >= _rank(COMPARE_ORDER, place[2]):
-            breach(line, name, f"inside lab/compare the order is {COMPARE_ORDER}")
+        for which, order in (("compare", COMPARE_ORDER), ("report", REPORT_ORDER)):
+            within = place[:2] == ["lab", which] == inner[:2] and place[2] != "__init__"
+            if within and _rank(order, inner[2]) >= _rank(order, place[2]):
+                breach(line, name, f"inside lab/{which} the order is {order}")
         reads = place[:2] == ["lab", "compare"] and place[2] in NO_TORCH_IN_COMPARE
         reads = reads or (room == "lab" and inside[0] in NO_TORCH)
         if reads and (top == "torch" or (inner and inner[0] != "lab")):

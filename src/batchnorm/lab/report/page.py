@@ -174,8 +174,8 @@ def _layered(layers: dict[str, Any]) -> str:
     seeds = {one["arm"]: text(one["seed"]) for probe in layers["probes"].values() for one in probe}
     which = ", ".join(dict.fromkeys(seeds.values()))
     return (
-        f"What the probes saw in one run of each arm (seed {which}). Arms stand side by side by the place of a layer in "
-        "the forward pass."
+        f"What the probes saw in one run of each arm (seed {which}). Arms stand side by side by the place of a layer "
+        "in the forward pass."
     )
 
 
