@@ -33,7 +33,7 @@ def run(*arguments, cwd):
     ("arguments", "message"),
     [
         (["report", "nowhere"], "nowhere is not a run directory"),
-        (["report"], "Run directory"),
+        (["report"], "at least one run directory"),
         (["compare", "--lr", "-1"], "lr must be a finite number above 0; got -1.0"),
         (["compare", "--lr", "fast"], "--lr"),
         (["compare", "--data", "imagenet"], "invalid choice 'imagenet' for argument '--data'"),
