@@ -98,7 +98,7 @@ def _seen(
         width = (0.6 if plain else 0.1) * (1 - 0.5 * share)
         loss = 2.3 * (1 - 0.95 * learned) + 0.1
         return {
-            "loss_low": loss * (1 - width / 2), "loss_high": loss * (1 + width * 2),
+            "loss": loss, "loss_low": loss * (1 - width / 2), "loss_high": loss * (1 + width * 2),
             "gradient_change_low": width / 4, "gradient_change_high": 3 * width, "smoothness": 20 * width,
         }, {}  # fmt: skip
     if probe == "running" and plain:

@@ -164,6 +164,7 @@ def test_every_quantity_of_the_layers_can_be_chosen(opened: Browser) -> None:
             "v.dispatchEvent(new Event('change')); })()"
         )
         assert opened.run("document.querySelectorAll('#layers .cell').length") == 3
+        assert opened.run("[...document.querySelectorAll('#layers button')].filter(e => e.offsetHeight).length") == 1
         assert opened.run("document.querySelector('#layers .plot .line').getAttribute('d').includes('NaN')") is False
 
 

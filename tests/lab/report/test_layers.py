@@ -68,6 +68,35 @@ def test_arms_with_other_names_and_without_bn_stand_side_by_side(tmp_path: Path)
     assert {view["middle"] for view in carried["views"]} == {"p50", "saturated", "dead", "mean_gap", "var_ratio"}
 
 
+def test_gradients_stand_beside_those_of_the_same_layer(tmp_path: Path) -> None:
+    def run(path: Path, norm: str, layers: list[str], normalizations: list[str]) -> Path:
+        recorder = Recorder.create(path, config=config(norm=norm), environment=ENVIRONMENT)
+        recorder.metrics("train", step=1, epoch=1, seconds=1, loss=1.0)
+        for probe, names in (("gradients", layers), ("running", normalizations)):
+            recorder.probe(probe, step=1, epoch=1, scalars={}, layers={name: {"gradient_norm": 1.0} for name in names})
+        recorder.end(status="finished", step=1)
+        return path
+
+    plain = run(tmp_path / "a", "none", ["0", "2"], [])
+    normalized = run(tmp_path / "b", "batch", ["0", "1", "3"], ["1"])
+    found = watched(read_arms([plain, normalized]), "gradients")
+    assert [one.names for one in found] == [["0", "2"], ["0", "3"]]
+    (alone,) = watched(read_arms([normalized]), "gradients")
+    assert alone.names == ["0", "1", "3"]
+
+
+def test_the_line_of_the_landscape_is_the_loss_and_its_band_the_range(tmp_path: Path) -> None:
+    recorder = Recorder.create(tmp_path / "run", config=config(), environment=ENVIRONMENT)
+    for step in (1, 2):
+        recorder.metrics("train", step=step, epoch=step, seconds=step, loss=1.0)
+        scalars = {"loss": 1.0 * step, "loss_low": 0.5 * step, "loss_high": 3.0 * step}
+        recorder.probe("landscape", step=step, epoch=step, scalars=scalars, layers={})
+    recorder.end(status="finished", step=2)
+    (chart,) = [one for one in charts(read_arms([tmp_path / "run"]), None) if one.name == "landscape"]
+    series = chart.quantities[0].series[0]
+    np.testing.assert_array_equal([series.low, series.mean, series.high], [[0.5, 1.0], [1, 2], [3, 6]])
+
+
 def test_runs_without_probes_have_no_layers(tmp_path: Path) -> None:
     arms = read_arms([write_records(tmp_path / "run", [0.5])])
     assert data(arms, charts(arms, "test"))["layers"] == {"views": [], "probes": {}}

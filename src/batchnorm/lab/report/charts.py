@@ -1,7 +1,7 @@
 """The charts of the page as data: what ``templates/charts.js`` draws, and what the figures in files are drawn from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -109,12 +109,12 @@ def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
         _chart("gradient", "Gradient norm", "", "Of the whole network, before clipping.",
                [_scalar(arms, "gradients", "gradient_norm")], log=True),
         _chart("landscape", "Loss along the gradient", "loss",
-               "Lowest to highest loss at some distances along the gradient, from where the network is: a narrow band "
-               "is a smooth landscape. Line: the middle of the band (arXiv 1805.11604, section 3).",
-               [_range(arms, "loss_low", "loss_high")], log=None),
+               "Line: the loss where the network is; band: lowest to highest at some distances along the gradient. A narrow "
+               "band is a smooth landscape (arXiv 1805.11604, section 3).",
+               [_range(arms, "loss", "loss_low", "loss_high")], log=None),
         _chart("change", "Change of the gradient along itself", "change",
                "How far the gradient moves (Euclidean) at some distances along it, lowest to highest; line: middle.",
-               [_range(arms, "gradient_change_low", "gradient_change_high")], log=True),
+               [_range(arms, None, "gradient_change_low", "gradient_change_high")], log=True),
         _chart("smoothness", "Effective smoothness", "beta",
                "The largest change of the gradient over the distance moved: small is smooth.",
                [_scalar(arms, "landscape", "smoothness")], log=True),
@@ -223,16 +223,21 @@ def _gap(arms: Sequence[Arm], part: str) -> Quantity | None:
     return quantity(arms, PART_NAMES[part], records, lambda record: record["gap"])
 
 
-def _range(arms: Sequence[Arm], low: str, high: str) -> Quantity | None:
-    """Make a band of two recorded quantities: its middle as the line, the outermost over the runs as its ends."""
+def _range(arms: Sequence[Arm], line: str | None, low: str, high: str) -> Quantity | None:
+    """Make a band of two recorded quantities, the outermost over the runs; its line is a third, or its middle."""
     ends = [_scalar(arms, "landscape", key) for key in (low, high)]
     if ends[0] is None or ends[1] is None:
         return None
-    series = {
-        index: Series(one.steps, one.epochs, one.seconds, (one.mean + other.mean) / 2, one.low, other.high, one.runs)
-        for index, one in ends[0].series.items()
-        if (other := ends[1].series.get(index)) is not None and other.steps.size == one.steps.size
-    }
+    middles = _scalar(arms, "landscape", line) if line else None
+    series = {}
+    for index, bottom in ends[0].series.items():
+        top = ends[1].series.get(index)
+        if top is None or top.steps.size != bottom.steps.size:
+            continue
+        middle = middles.series.get(index) if middles else None
+        whole = middle is not None and middle.steps.size == bottom.steps.size
+        mean = middle.mean if middle is not None and whole else (bottom.mean + top.mean) / 2
+        series[index] = replace(bottom, mean=mean, low=bottom.low, high=top.high)
     return Quantity("", series, []) if series else None
 
 

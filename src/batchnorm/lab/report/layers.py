@@ -72,7 +72,7 @@ VIEWS = (
          "saturated", unit="share"),
     View("activations", "Dead units", "dead", "Units that are off for every example of the batch.", "dead",
          unit="share"),
-    View("gradients", "Gradient norm", "gradient norm", "Euclidean norm of the gradient of each layer's parameters.",
+    View("gradients", "Gradient norm", "gradient norm", "Euclidean norm of the gradient of each layer's parameters; where arms are compared, without normalization layers.",
          "gradient_norm", log=True, histogram=True),
     View("gradients", "Gradient, root mean square", "gradient RMS", "Size of a typical component of the gradient.",
          "gradient_rms", log=True),
@@ -142,7 +142,13 @@ def watched(arms: Sequence[Arm], probe: str) -> list[Watched]:
         index: next((run for run in (*arm.basis, *arm.others) if _records(run, probe)), None)
         for index, arm in enumerate(arms)
     }
-    return [_watched(index, run, probe, len(arms)) for index, run in runs.items() if run is not None]
+    # Beside an arm without normalization, layers are those that both have: a normalization layer has no counterpart.
+    unmatched = probe == "gradients" and len(arms) > 1
+    return [
+        _watched(index, run, probe, len(arms), _normalizations(run) if unmatched else frozenset())
+        for index, run in runs.items()
+        if run is not None
+    ]
 
 
 def shown_views(seen: dict[str, list[Watched]]) -> list[View]:
@@ -159,9 +165,14 @@ def _records(run: TrainRun, probe: str) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _watched(index: int, run: TrainRun, probe: str, arms: int) -> Watched:
+def _normalizations(run: TrainRun) -> frozenset[str]:
+    """Name the batch normalization layers of a run, as far as their running statistics were probed."""
+    return frozenset(name for record in run.of_probe("running")[:1] for name in record["layers"])
+
+
+def _watched(index: int, run: TrainRun, probe: str, arms: int, without: frozenset[str]) -> Watched:
     records = _records(run, probe)
-    names = list(dict.fromkeys(name for record in records for name in record["layers"]))
+    names = list(dict.fromkeys(name for record in records for name in record["layers"] if name not in without))
     wanted = [quantity for view in VIEWS if view.probe == probe for quantity in (view.middle, view.low, view.high)]
     wanted = [name for name in dict.fromkeys(wanted) if name]
     has_bins = any("histogram" in layer for record in records[:1] for layer in record["layers"].values())
