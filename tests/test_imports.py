@@ -31,7 +31,7 @@ COMPARE_ORDER = [
     {"comparison", "trainer"},
     {"summary"},
     {"wording"},
-    {"plots", "terminal"},
+    {"charts", "plots", "terminal"},
     {"report"},
 ]
 REPORT_ORDER = [
@@ -53,7 +53,9 @@ BENCH_ORDER = [
 ]
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "terminal", "wording"}
-NO_TORCH_IN_COMPARE = {"artefacts", "comparison", "config", "plots", "report", "summary", "terminal", "wording"}
+NO_TORCH_IN_COMPARE = {
+    *("artefacts", "charts", "comparison", "config", "plots", "report", "summary", "terminal", "wording"),
+}
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchnorm.lab.compare.artefacts import Run, read_run
+from batchnorm.lab.compare.charts import REDRAWN, data
 from batchnorm.lab.compare.comparison import LEARNED
 from batchnorm.lab.compare.plots import pictures
 from batchnorm.lab.compare.summary import Summary, summarize
 from batchnorm.lab.compare.wording import arm_name, from_step, saturation, tables, verdict
 from batchnorm.lab.files import write_text
-from batchnorm.lab.page import EmbeddedPicture, embed, fill, text
+from batchnorm.lab.page import EmbeddedPicture, embed, fill, script, text
 from batchnorm.lab.wording import percent, plural
 
 
@@ -72,6 +73,7 @@ def render(run: Run, summary: Summary, figures: list[EmbeddedPicture]) -> str:
     str
         HTML.
     """
+    carried = data(summary)
     return fill(
         "compare.html.j2",
         command=run.config.get("command", ""),
@@ -79,7 +81,10 @@ def render(run: Run, summary: Summary, figures: list[EmbeddedPicture]) -> str:
         status=summary.status,
         verdict=verdict(summary),
         tables=tables(summary),
-        figures=figures,
+        figures=[figure for figure in figures if figure.picture.name not in REDRAWN],
+        redrawn=[figure for figure in figures if figure.picture.name in REDRAWN],
+        charts=carried["charts"],
+        script=script(carried),
         data=run.config["data"],
         model=run.config["model"],
         settings=run.config["config"],

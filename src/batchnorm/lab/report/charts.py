@@ -109,8 +109,8 @@ def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
         _chart("gradient", "Gradient norm", "", "Of the whole network, before clipping.",
                [_scalar(arms, "gradients", "gradient_norm")], log=True),
         _chart("landscape", "Loss along the gradient", "loss",
-               "Line: the loss where the network is; band: lowest to highest at some distances along the gradient. A narrow "
-               "band is a smooth landscape (arXiv 1805.11604, section 3).",
+               "Line: the loss where the network is; band: lowest to highest at some distances along the gradient. A "
+               "narrow band is a smooth landscape (arXiv 1805.11604, section 3).",
                [_range(arms, "loss", "loss_low", "loss_high")], log=None),
         _chart("change", "Change of the gradient along itself", "change",
                "How far the gradient moves (Euclidean) at some distances along it, lowest to highest; line: middle.",

@@ -72,7 +72,9 @@ VIEWS = (
          "saturated", unit="share"),
     View("activations", "Dead units", "dead", "Units that are off for every example of the batch.", "dead",
          unit="share"),
-    View("gradients", "Gradient norm", "gradient norm", "Euclidean norm of the gradient of each layer's parameters; where arms are compared, without normalization layers.",
+    View("gradients", "Gradient norm", "gradient norm",
+         "Euclidean norm of the gradient of each layer's parameters; where arms are compared, without those of batch "
+         "normalization layers.",
          "gradient_norm", log=True, histogram=True),
     View("gradients", "Gradient, root mean square", "gradient RMS", "Size of a typical component of the gradient.",
          "gradient_rms", log=True),

@@ -83,7 +83,8 @@ function controls(bar) {
 }
 
 document.querySelectorAll("[data-live]").forEach((section) => { section.hidden = false; });
-controls(document.getElementById("controls"));
+const bar = document.getElementById("controls");
+if (bar) controls(bar);
 document.querySelectorAll("[data-chart]").forEach((figure) => {
   const number = Number(figure.dataset.chart);
   mount(figure, data.charts[number], number);
