@@ -46,11 +46,11 @@ def _over_training(arms: Sequence[Arm], drawn: Sequence[Chart]) -> Picture | Non
     figure, grid = _grid(len(panels))
     seen = looks(arms)
     for axes, (chart, one) in zip(grid, panels, strict=False):
+        if chart.log and all((series.low > 0).any() for series in one.series.values()):
+            axes.set_yscale("log")
         _draw(axes, one, seen, 100 if chart.unit == "share" else 1)
         axes.set_title(", ".join(filter(None, (chart.title, one.label))), loc="left")
         axes.set(xlabel="training steps", ylabel=f"{chart.label} (%)" if chart.unit == "share" else chart.label)
-        if chart.log and all((series.low > 0).any() for series in one.series.values()):
-            axes.set_yscale("log")
     _legend(figure, arms, seen)
     titles = dict.fromkeys(chart.title for chart in drawn)
     return Picture(

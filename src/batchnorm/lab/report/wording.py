@@ -243,7 +243,7 @@ def _against(numbers: Numbers, first: ArmNumbers, other: ArmNumbers) -> str:
 
 def _gap_sentence(arms: Sequence[ArmNumbers]) -> str:
     known = [arm for arm in arms if arm.gap is not None]
-    if not known:
+    if not known or len(known) > MOST_NAMED + 1:
         return ""
     each = ", ".join(f"{_points(arm.gap)} points" + (f" with {arm.name}" if len(arms) > 1 else "") for arm in known)
     return f"Accuracy on the training subset against new data, at the end: {each}."
