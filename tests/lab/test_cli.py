@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-import batchnorm.lab
+import batchnorm.lab.compare
 from batchnorm.lab import cli
-from batchnorm.lab.artefacts import read_run
-from batchnorm.lab.config import CompareConfig
-from batchnorm.lab.terminal import training_bar
-from lab.synthetic import ENVIRONMENT, config, write_run, write_trial
+from batchnorm.lab.compare.artefacts import read_run
+from batchnorm.lab.compare.config import CompareConfig
+from batchnorm.lab.compare.terminal import training_bar
+from lab.compare.synthetic import ENVIRONMENT, config, write_run, write_trial
 
 SOURCE = Path(batchnorm.__file__).parents[1]
 
@@ -33,7 +33,7 @@ def run(*arguments, cwd):
     ("arguments", "message"),
     [
         (["report", "nowhere"], "nowhere is not a run directory"),
-        (["report"], "Run directory"),
+        (["report"], "at least one run directory"),
         (["compare", "--lr", "-1"], "lr must be a finite number above 0; got -1.0"),
         (["compare", "--lr", "fast"], "--lr"),
         (["compare", "--data", "imagenet"], "invalid choice 'imagenet' for argument '--data'"),
@@ -101,8 +101,9 @@ def training(monkeypatch):
         "trainer": SimpleNamespace(compare=compare, describe=lambda _config, _dataset: described),
     }  # fmt: skip
     for name, fake in fakes.items():
-        monkeypatch.setitem(sys.modules, f"batchnorm.lab.{name}", fake)
-        monkeypatch.setattr(batchnorm.lab, name, fake, raising=False)
+        room = batchnorm.lab.compare if name == "trainer" else batchnorm.lab
+        monkeypatch.setitem(sys.modules, f"{room.__name__}.{name}", fake)
+        monkeypatch.setattr(room, name, fake, raising=False)
     return side
 
 

@@ -12,21 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
-from batchnorm.lab.config import CompareConfig
+from batchnorm.lab.compare.config import CompareConfig
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.train_command import TrainCommand
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
-
-if TYPE_CHECKING:
-    from batchnorm.lab.report import Report
 
 DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -42,10 +39,16 @@ made from what was recorded."""
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Make the tables, the figures and the page of a run again, from the files in its directory."""
+    """Make the tables, the figures and the page of runs, from the files in their directories.
 
-    directory: tyro.conf.Positional[Path]
-    """Run directory, finished or not."""
+    Of one run of train, compare or claims; or of several of train: those that differ in the seed alone become one curve
+    with a band, and the others are compared.
+    """
+
+    directories: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, finished or not."""
+    out: Path | None = None
+    """Where the page of runs of train goes. None: into the run directory, and of several into a new one under runs."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(config: CompareConfig) -> int:
-    from batchnorm.lab import data, environment, trainer  # torch
-    from batchnorm.lab.artefacts import RunWriter
-    from batchnorm.lab.report import make_report
-    from batchnorm.lab.terminal import console, plan, print_summary, training_bar
-    from batchnorm.lab.wording import diverged
+    from batchnorm.lab import data, environment  # torch
+    from batchnorm.lab.compare import trainer
+    from batchnorm.lab.compare.artefacts import RunWriter
+    from batchnorm.lab.compare.report import make_report
+    from batchnorm.lab.compare.terminal import plan, print_summary, training_bar
+    from batchnorm.lab.compare.wording import diverged
+    from batchnorm.lab.terminal import console
 
     config = config.resolved()
     assert config.lr is not None
@@ -148,7 +153,7 @@ def _compare(config: CompareConfig) -> int:
         interrupted = True
     report = make_report(writer.path)
     print_summary(out, report.summary)
-    _say_where(report)
+    _say(f"\nreport: {report.page}")
     if interrupted:
         sys.stderr.write("batchnorm: interrupted; the report is made from what was recorded\n")
         return INTERRUPTED
@@ -160,17 +165,27 @@ def _compare(config: CompareConfig) -> int:
 
 def _report(config: ReportConfig) -> int:
     from batchnorm.lab.claims.run import is_claim, make_page
-    from batchnorm.lab.report import make_report  # matplotlib
-    from batchnorm.lab.terminal import console, print_summary
+    from batchnorm.lab.compare.report import make_report as make_comparison  # matplotlib
+    from batchnorm.lab.compare.terminal import print_summary
+    from batchnorm.lab.recording import is_train_run
+    from batchnorm.lab.report import make_report
+    from batchnorm.lab.terminal import console
 
-    if is_claim(config.directory):
-        outcome = make_page(config.directory)
-        outcome.show(console())
-        _say(f"\nreport: {outcome.page}")
-        return DONE
-    report = make_report(config.directory)
-    print_summary(console(), report.summary)
-    _say_where(report)
+    to = console()
+    alone = config.directories[0] if len(config.directories) == 1 and config.out is None else None
+    if alone is not None and is_claim(alone):
+        outcome = make_page(alone)
+        outcome.show(to)
+        page = outcome.page
+    elif alone is not None and (alone / "config.json").is_file() and not is_train_run(alone):
+        comparison = make_comparison(alone)
+        print_summary(to, comparison.summary)
+        page = comparison.page
+    else:
+        report = make_report(config.directories, config.out)
+        report.show(to)
+        page = report.page
+    _say(f"\nreport: {page}")
     return DONE
 
 
@@ -324,10 +339,6 @@ def _one_line(box: str) -> str:
 def _new_directory(config: CompareConfig) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return Path("runs") / f"compare-{config.data}-{config.model}-{stamp}"
-
-
-def _say_where(report: "Report") -> None:
-    _say(f"\nreport: {report.page}")
 
 
 def _say(text: str) -> None:

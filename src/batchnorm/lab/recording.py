@@ -305,11 +305,23 @@ def read_train_run(path: str | Path) -> TrainRun:
     path = Path(path)
     config = read_config(path)
     environment = read_mapping(path / "environment.json") if (path / "environment.json").is_file() else {}
-    metrics = read_lines(path / "metrics.jsonl")
+    metrics, probes = (
+        _read_records(path / name, require)
+        for name, require in (("metrics.jsonl", ("kind",)), ("probes.jsonl", ("probe", "scalars", "layers")))
+    )
     last = max((record["step"] for record in metrics), default=0)
     end: Record = {"status": "interrupted", "step": last, "reason": ""}
     if (path / "status.json").is_file():
         end |= read_mapping(path / "status.json", require=("status",))
-    return TrainRun(
-        path, config, environment, end["status"], end["step"], end["reason"], metrics, read_lines(path / "probes.jsonl")
-    )
+    return TrainRun(path, config, environment, end["status"], end["step"], end["reason"], metrics, probes)
+
+
+def _read_records(path: Path, require: tuple[str, ...]) -> list[Record]:
+    """Read records; each must be an object with a step and what is required."""
+    records = read_lines(path)
+    for number, record in enumerate(records, start=1):
+        whole = isinstance(record, dict) and all(key in record for key in require)
+        if not whole or not isinstance(record.get("step"), int):
+            wanted = ", ".join(("step", *require))
+            raise OutputError(f"{path}, record {number} is damaged: it must hold {wanted}; delete it and try again")
+    return records

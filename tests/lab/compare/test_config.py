@@ -5,7 +5,7 @@ import math
 import pytest
 import tyro
 
-from batchnorm.lab.config import CompareConfig, evaluation_steps
+from batchnorm.lab.compare.config import CompareConfig, evaluation_steps
 from batchnorm.lab.errors import LabError
 
 

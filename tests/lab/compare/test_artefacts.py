@@ -1,16 +1,14 @@
 """The run directory: what is written comes back, and what is missing or torn is understood."""
 
-import ast
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import batchnorm.lab
-from batchnorm.lab.artefacts import RunWriter, read_run
+from batchnorm.lab.compare.artefacts import RunWriter, read_run
 from batchnorm.lab.errors import OutputError
-from lab.synthetic import ENVIRONMENT, config, record, write_trial
+from lab.compare.synthetic import ENVIRONMENT, config, record, write_trial
 
 
 def new_run(path: Path, **settings) -> RunWriter:
@@ -128,14 +126,3 @@ def test_reading_something_else_says_what_it_is(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"format": 99, "config": {}, "data": {}, "model": {}}))
     with pytest.raises(OutputError, match="format 99"):
         read_run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "module", ["files", "artefacts", "comparison", "summary", "wording", "plots", "report", "terminal"]
-)
-def test_the_reporting_side_imports_neither_torch_nor_the_training_side(module):
-    tree = ast.parse((Path(batchnorm.lab.__path__[0]) / f"{module}.py").read_text())
-    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    training = ("config", "data", "models", "probes", "trainer", "environment")
-    assert not [n for n in names if n.split(".")[0] == "torch" or n in {f"batchnorm.lab.{part}" for part in training}]

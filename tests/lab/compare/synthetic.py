@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm.lab.artefacts import RunWriter
+from batchnorm.lab.compare.artefacts import RunWriter
 
 
 def config(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from batchnorm.lab.artefacts import read_run
-from batchnorm.lab.plots import pictures, save
-from batchnorm.lab.summary import summarize
-from lab.synthetic import write_run
+from batchnorm.lab.compare.artefacts import read_run
+from batchnorm.lab.compare.plots import pictures
+from batchnorm.lab.compare.summary import summarize
+from batchnorm.lab.plots import save
+from lab.compare.synthetic import write_run
 
 
 def drawn(path):

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from batchnorm.lab.artefacts import RunWriter, TrialWriter
-from batchnorm.lab.config import CompareConfig, Norm, evaluation_steps
+from batchnorm.lab.compare.artefacts import RunWriter, TrialWriter
+from batchnorm.lab.compare.config import CompareConfig, Norm, evaluation_steps
 from batchnorm.lab.data import Dataset, batches
 from batchnorm.lab.data.dataset import everything
 from batchnorm.lab.errors import LabError

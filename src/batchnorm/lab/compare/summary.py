@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnorm.lab.artefacts import Run, Trial
-from batchnorm.lab.comparison import Comparison, compare, final_accuracy, mean, median
+from batchnorm.lab.compare.artefacts import Run, Trial
+from batchnorm.lab.compare.comparison import Comparison, compare, final_accuracy, mean, median
 from batchnorm.lab.files import write_json
 
 Floats = NDArray[np.float64]
@@ -116,7 +116,7 @@ def summarize(run: Run) -> Summary:
     Parameters
     ----------
     run : Run
-        A run directory as read by :func:`batchnorm.lab.artefacts.read_run`.
+        A run directory as read by :func:`batchnorm.lab.compare.artefacts.read_run`.
 
     Returns
     -------

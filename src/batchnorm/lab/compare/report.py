@@ -1,15 +1,17 @@
-"""One self-contained page from a run directory: no network, no torch, nothing that is not in the files."""
+"""One self-contained page from a comparison: no network, no torch, nothing that is not in the files."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchnorm.lab.artefacts import Run, read_run
-from batchnorm.lab.comparison import LEARNED
+from batchnorm.lab.compare.artefacts import Run, read_run
+from batchnorm.lab.compare.charts import REDRAWN, data
+from batchnorm.lab.compare.comparison import LEARNED
+from batchnorm.lab.compare.plots import pictures
+from batchnorm.lab.compare.summary import Summary, summarize
+from batchnorm.lab.compare.wording import arm_name, from_step, saturation, tables, verdict
 from batchnorm.lab.files import write_text
-from batchnorm.lab.page import EmbeddedPicture, embed, fill, text
-from batchnorm.lab.plots import pictures
-from batchnorm.lab.summary import Summary, summarize
-from batchnorm.lab.wording import arm_name, from_step, percent, plural, saturation, tables, verdict
+from batchnorm.lab.page import EmbeddedPicture, embed, fill, script, text
+from batchnorm.lab.wording import percent, plural
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,18 @@ def render(run: Run, summary: Summary, figures: list[EmbeddedPicture]) -> str:
     str
         HTML.
     """
+    carried = data(summary)
     return fill(
-        "report.html.j2",
+        "compare.html.j2",
         command=run.config.get("command", ""),
         lead=_lead(run),
         status=summary.status,
         verdict=verdict(summary),
         tables=tables(summary),
-        figures=figures,
+        figures=[figure for figure in figures if figure.picture.name not in REDRAWN],
+        redrawn=[figure for figure in figures if figure.picture.name in REDRAWN],
+        charts=carried["charts"],
+        script=script(carried),
         data=run.config["data"],
         model=run.config["model"],
         settings=run.config["config"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm.lab.artefacts import Trial
+from batchnorm.lab.compare.artefacts import Trial
 
 LEARNED = 0.1  # an arm has learned something when it is a tenth of the way from chance to perfect
 

@@ -6,10 +6,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from batchnorm.lab.artefacts import RunWriter, read_run
-from batchnorm.lab.summary import summarize
-from batchnorm.lab.wording import diverged, factor, tables, verdict
-from lab.synthetic import ENVIRONMENT, config, record, write_run, write_trial
+from batchnorm.lab.compare.artefacts import RunWriter, read_run
+from batchnorm.lab.compare.summary import summarize
+from batchnorm.lab.compare.wording import diverged, tables, verdict
+from batchnorm.lab.wording import factor
+from lab.compare.synthetic import ENVIRONMENT, config, record, write_run, write_trial
 
 
 @pytest.fixture

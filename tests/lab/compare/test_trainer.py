@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm.lab import trainer
-from batchnorm.lab.artefacts import RunWriter, read_run
-from batchnorm.lab.config import CompareConfig
+from batchnorm.lab.compare import trainer
+from batchnorm.lab.compare.artefacts import RunWriter, read_run
+from batchnorm.lab.compare.config import CompareConfig
+from batchnorm.lab.compare.trainer import Progress, compare, describe
 from batchnorm.lab.data import Dataset, InMemory, batches
 from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.models import Normalization, build
 from batchnorm.lab.probes import evaluate
-from batchnorm.lab.trainer import Progress, compare, describe
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_disk_that_fails_is_said_and_the_run_counts_as_interrupted(tmp_path, dat
         if record["step"] == 4:
             raise OutputError("cannot write: no space left on device")
 
-    monkeypatch.setattr("batchnorm.lab.artefacts.TrialWriter.record", record)
+    monkeypatch.setattr("batchnorm.lab.compare.artefacts.TrialWriter.record", record)
     with pytest.raises(OutputError, match="no space left"):
         run(tmp_path, small(), dataset)
     assert read_run(tmp_path).status == "interrupted"

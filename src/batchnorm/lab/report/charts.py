@@ -1,0 +1,289 @@
+"""The charts of the page as data: what ``templates/charts.js`` draws, and what the figures in files are drawn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from batchnorm.lab.recording import Record
+from batchnorm.lab.report.arms import Arm, settings_of
+from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
+from batchnorm.lab.report.series import Floats, Quantity, Series, Track, number, quantity, thin
+
+POINTS = 300  # of a curve, on a page with few arms
+FEWEST_POINTS = 60
+
+PART_NAMES = {
+    "test": "test data",
+    "validation": "validation data",
+    "train_evaluation": "training subset",
+    "train": "training batches",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart over training.
+
+    Attributes
+    ----------
+    name, title, label, note : str
+        Identifier, head, vertical axis, how to read it.
+    unit : str
+        "share" or "".
+    log : bool
+        Whether the vertical axis is logarithmic at first.
+    quantities : list of Quantity
+        One is shown at a time; the page switches between them.
+    """
+
+    name: str
+    title: str
+    label: str
+    note: str
+    unit: str
+    log: bool
+    quantities: list[Quantity]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm is drawn: index of its colour, dashes, marker; readable without the colour."""
+
+    color: int
+    dash: tuple[float, ...]
+    marker: str
+
+
+DASHES: tuple[tuple[float, ...], ...] = ((), (8, 3, 2, 3), (2, 3), (10, 3), (8, 3, 2, 3, 2, 3), (4, 4))
+MARKERS = ("square", "triangle", "diamond", "cross", "plus", "down")
+#: The arm without normalization looks the same in every report, and in ``batchnorm compare``.
+WITHOUT = Look(1, (5, 2), "circle")
+COLORS = (0, 2, 3, 4, 5, 6, 7)
+#: Okabe and Ito's palette, safe for the colour-blind, without its black; the page has lighter ones for the dark.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B37400", "#2299CC", "#7A5C1E", "#666666")
+
+
+def looks(arms: Sequence[Arm]) -> list[Look]:
+    """Give every arm a look of its own."""
+    free = count()
+    made = []
+    for place, arm in enumerate(arms):
+        if place == 0 and len(arms) > 1 and settings_of(arm.runs[0]).get("norm") == "none":
+            made.append(WITHOUT)
+            continue
+        n = next(free)
+        made.append(Look(COLORS[n % len(COLORS)], DASHES[n % len(DASHES)], MARKERS[(n + n // 42) % len(MARKERS)]))
+    return made
+
+
+def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
+    """Make every chart over training that the runs have data for.
+
+    Parameters
+    ----------
+    arms : sequence of Arm
+        The arms.
+    part : str or None
+        The part of the data that decides; it is shown first.
+
+    Returns
+    -------
+    list of Chart
+    """
+    parts = list(dict.fromkeys([*([part] if part else []), "test", "validation", "train_evaluation"]))
+    made = [
+        _chart("accuracy", "Accuracy", "accuracy", "", [_metric(arms, kind, "accuracy") for kind in parts],
+               unit="share"),
+        _chart("loss", "Loss", "loss", "Training batches: mean since the record before.",
+               [_metric(arms, kind, "loss") for kind in [*parts[:1], "train", *parts[1:]]], log=None),
+        _chart("gap", "Training data against new data", "difference in accuracy",
+               "Accuracy on training data in evaluation mode minus accuracy on data that training does not see, at the "
+               "same step: above 0, the network knows its training data better.",
+               [_gap(arms, kind) for kind in parts if kind != "train_evaluation"], unit="share"),
+        _chart("lr", "Learning rate", "", "", [_metric(arms, "train", "lr", "")]),
+        _chart("speed", "Speed", "examples per second", "Training only: evaluations and probes are not counted.",
+               [_metric(arms, "train", "examples_per_second", "")]),
+        _chart("gradient", "Gradient norm", "", "Of the whole network, before clipping.",
+               [_scalar(arms, "gradients", "gradient_norm")], log=True),
+        _chart("landscape", "Loss along the gradient", "loss",
+               "Line: the loss where the network is; band: lowest to highest at some distances along the gradient. A "
+               "narrow band is a smooth landscape (arXiv 1805.11604, section 3).",
+               [_range(arms, "loss", "loss_low", "loss_high")], log=None),
+        _chart("change", "Change of the gradient along itself", "change",
+               "How far the gradient moves (Euclidean) at some distances along it, lowest to highest; line: middle.",
+               [_range(arms, None, "gradient_change_low", "gradient_change_high")], log=True),
+        _chart("smoothness", "Effective smoothness", "beta",
+               "The largest change of the gradient over the distance moved: small is smooth.",
+               [_scalar(arms, "landscape", "smoothness")], log=True),
+        _chart("shift", "Internal covariate shift", "cosine",
+               "Cosine between each layer's gradient before and after the layers before it take their step, mean over "
+               "layers.", [_mean_over_layers(arms, "shift", "cosine")]),
+    ]  # fmt: skip
+    return [chart for chart in made if chart is not None]
+
+
+def data(arms: Sequence[Arm], drawn: Sequence[Chart]) -> dict[str, Any]:
+    """Write charts and layers as the page embeds them.
+
+    Parameters
+    ----------
+    arms : sequence of Arm
+        The arms.
+    drawn : sequence of Chart
+        From :func:`charts`.
+
+    Returns
+    -------
+    dict
+        Values that JSON can hold, and arrays.
+    """
+    points = max(FEWEST_POINTS, min(POINTS, 4 * POINTS // len(arms)))
+    return {
+        "arms": [
+            {"name": arm.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "marker": look.marker}
+            for arm, look in zip(arms, looks(arms), strict=True)
+        ],
+        "charts": [
+            {
+                "name": chart.name, "title": chart.title, "label": chart.label, "unit": chart.unit, "log": chart.log,
+                "variants": [_variant(one, points) for one in chart.quantities],
+            }
+            for chart in drawn
+        ],
+        "layers": layers_data(arms),
+    }  # fmt: skip
+
+
+def layers_data(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Write what the probes saw in the layers, as the page embeds it; ``views`` is empty when they saw nothing."""
+    seen = {probe: watched(arms, probe) for probe in dict.fromkeys(view.probe for view in VIEWS)}
+    views = shown_views(seen)
+    used = {view.probe for view in views}
+    return {
+        "views": [_view(view) for view in views],
+        "probes": {probe: [_watched(one) for one in found] for probe, found in seen.items() if probe in used},
+    }
+
+
+def rounded(values: Floats, digits: int = 4) -> list[float | None]:
+    """Write numbers with a few significant digits, so that the page stays small; None for what is not finite."""
+    return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _chart(
+    name: str, title: str, label: str, note: str, quantities: Sequence[Quantity | None], *, unit: str = "",
+    log: bool | None = False,
+) -> Chart | None:  # fmt: skip
+    found = [one for one in quantities if one is not None]
+    if not found:
+        return None
+    return Chart(name, title, label, note, unit, _wide(found) if log is None else log, found)
+
+
+def _wide(found: Sequence[Quantity]) -> bool:
+    """Whether a quantity that is never negative spans so much that a linear axis would hide its end."""
+    values = np.concatenate([series.mean for one in found for series in one.series.values()] or [np.array([])])
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0:
+        return False
+    low, high = np.percentile(values, (2, 98))
+    return bool(high > 20 * low)
+
+
+def _metric(arms: Sequence[Arm], kind: str, key: str, label: str | None = None) -> Quantity | None:
+    label = PART_NAMES[kind] if label is None else label
+    return quantity(arms, label, lambda run: run.of_kind(kind), lambda record: record.get(key))
+
+
+def _scalar(arms: Sequence[Arm], probe: str, key: str) -> Quantity | None:
+    return quantity(arms, "", lambda run: run.of_probe(probe), lambda record: record["scalars"].get(key))
+
+
+def _mean_over_layers(arms: Sequence[Arm], probe: str, key: str) -> Quantity | None:
+    def value(record: Record) -> float:
+        found = [number(layer.get(key)) for layer in record["layers"].values()]
+        found = [one for one in found if np.isfinite(one)]
+        return float(np.mean(found)) if found else np.nan
+
+    return quantity(arms, "", lambda run: run.of_probe(probe), value)
+
+
+def _gap(arms: Sequence[Arm], part: str) -> Quantity | None:
+    def records(run: Any) -> list[Record]:
+        new = {record["step"]: number(record.get("accuracy")) for record in run.of_kind(part)}
+        return [
+            {**record, "gap": number(record.get("accuracy")) - new[record["step"]]}
+            for record in run.of_kind("train_evaluation")
+            if record["step"] in new
+        ]
+
+    return quantity(arms, PART_NAMES[part], records, lambda record: record["gap"])
+
+
+def _range(arms: Sequence[Arm], line: str | None, low: str, high: str) -> Quantity | None:
+    """Make a band of two recorded quantities, the outermost over the runs; its line is a third, or its middle."""
+    ends = [_scalar(arms, "landscape", key) for key in (low, high)]
+    if ends[0] is None or ends[1] is None:
+        return None
+    middles = _scalar(arms, "landscape", line) if line else None
+    series = {}
+    for index, bottom in ends[0].series.items():
+        top = ends[1].series.get(index)
+        if top is None or top.steps.size != bottom.steps.size:
+            continue
+        middle = middles.series.get(index) if middles else None
+        whole = middle is not None and middle.steps.size == bottom.steps.size
+        mean = middle.mean if middle is not None and whole else (bottom.mean + top.mean) / 2
+        series[index] = replace(bottom, mean=mean, low=bottom.low, high=top.high)
+    return Quantity("", series, []) if series else None
+
+
+def _variant(found: Quantity, points: int) -> dict[str, Any]:
+    return {
+        "label": found.label,
+        "series": [{"arm": arm, **_series(thin(series, points))} for arm, series in found.series.items()],
+        "lost": [
+            {"arm": one.arm, "what": one.what, **_series(thin(_alone(one.track), points // 2))} for one in found.lost
+        ],
+    }
+
+
+def _alone(own: Track) -> Series:
+    return Series(
+        own.steps, own.epochs, own.seconds, own.values, own.values, own.values, np.ones(own.steps.size, dtype=np.int64)
+    )
+
+
+def _series(series: Series) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "step": rounded(series.steps, 9),
+        "epoch": rounded(series.epochs, 5),
+        "second": rounded(series.seconds, 5),
+        "mean": rounded(series.mean),
+    }
+    if np.nanmax(series.high - series.low, initial=0) > 0:
+        written |= {"low": rounded(series.low), "high": rounded(series.high)}
+    most = int(series.runs.max())
+    # How many runs there are is said once, unless some of them end earlier than others.
+    written["runs"] = most if bool((series.runs == most).all()) else series.runs.tolist()
+    return written
+
+
+def _view(view: View) -> dict[str, Any]:
+    names = ("probe", "title", "label", "note", "middle", "low", "high", "unit", "log", "histogram")
+    return {name: getattr(view, name) for name in names}
+
+
+def _watched(one: Watched) -> dict[str, Any]:
+    return {
+        "arm": one.arm,
+        "seed": one.seed,
+        "names": one.names,
+        "steps": rounded(one.steps, 9),
+        "values": {name: [rounded(row) for row in values] for name, values in one.values.items()},
+        "edges": [[rounded(pair, 3) for pair in row] for row in one.edges] if one.bins else [],
+        "bins": one.bins,
+    }
