@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm.lab.errors import LabError
+from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_config
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.settings import from_mapping, read_toml, with_length
@@ -143,5 +143,11 @@ def _say_outcome(outcome: "Outcome", say: Callable[[str], None], *, dry: bool) -
         sys.stderr.write(f"batchnorm: diverged: {outcome.reason}; what was recorded is in {outcome.path}\n")
     else:
         say(f"finished after step {outcome.step:,}" + (f": {outcome.reason}" if outcome.reason else ""))
-    if not dry:
-        say(f"\nreport: batchnorm report {outcome.path}")
+    if dry:
+        return
+    from batchnorm.lab.report import make_report  # matplotlib
+
+    try:
+        say(f"\nreport: {make_report([outcome.path]).page}")
+    except OutputError as error:
+        sys.stderr.write(f"batchnorm: no page: {error}; the run is whole, so: batchnorm report {outcome.path}\n")

@@ -322,7 +322,8 @@ def test_the_command_says_where_the_run_is_and_goes_on_with_it(tmp_path, monkeyp
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mlp (batch) on digits: 4 steps of 16; momentum at 0.1, cosine; cpu, 32; into run")
     assert [line.split("  ")[0] for line in lines[1:4]] == ["step 0/4", "step 2/4", "step 4/4"]
-    assert lines[-1] == "report: batchnorm report run"
+    assert lines[-1] == "report: run/report.html"
+    assert "mlp" in Path("run/report.html").read_text()
     assert cli.main(["train", "--resume", "run", "--steps", "6"]) == 0
     assert json.loads(Path("run/status.json").read_text())["step"] == 6
     assert cli.main(["train", "--resume", "run", "--steps", "8", "--lr", "0.3"]) == 2
