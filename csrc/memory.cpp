@@ -13,8 +13,8 @@ namespace {
 constexpr std::size_t kLargePage = std::size_t{2} << 20, kGrain = std::size_t{1} << 16;
 
 struct Block {
-  void* address;
-  std::size_t bytes;
+  char* address;
+  std::size_t bytes, grain;  // bytes are a multiple of the grain
 };
 
 class Blocks {
@@ -23,34 +23,20 @@ class Blocks {
     const std::size_t grain = bytes < kLargePage ? kGrain : kLargePage;
     const std::size_t size = (bytes + grain - 1) / grain * grain;
     const std::lock_guard<std::mutex> lock(mutex_);
-    // The smallest that fits without wasting an eighth; of equal ones the latest, which may still be in cache.
-    auto best = kept_.end();
-    for (auto it = kept_.begin(); it != kept_.end(); ++it)
-      if (it->bytes >= size && it->bytes <= size + size / 8 && (best == kept_.end() || it->bytes <= best->bytes)) best = it;
-    Block block{};
-    if (best != kept_.end()) {
-      block = *best;
-      kept_.erase(best);
-      kept_bytes_ -= block.bytes;
-    } else {
-      block = map(size);
-      if (block.address == nullptr) return nullptr;
-    }
-    used_.emplace(block.address, block.bytes);
+    Block block = best_kept(size);
+    if (block.address == nullptr) block = assemble(size, grain);
+    if (block.address == nullptr) return nullptr;
+    used_.emplace(block.address, block);
     used_bytes_ += block.bytes;
     most_used_ = std::max(most_used_, used_bytes_);
-    while (!kept_.empty() && used_bytes_ + kept_bytes_ > most_used_) {  // the oldest goes first
-      munmap(kept_.front().address, kept_.front().bytes);
-      kept_bytes_ -= kept_.front().bytes;
-      kept_.erase(kept_.begin());
-    }
+    trim();
     return block.address;
   }
 
   void release(void* address) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(address);
-    const Block block{address, it->second};
+    const Block block = it->second;
     used_.erase(it);
     used_bytes_ -= block.bytes;
     kept_.push_back(block);
@@ -58,31 +44,91 @@ class Blocks {
   }
 
  private:
-  static void* fresh(std::size_t size) {
-    void* begin = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return begin == MAP_FAILED ? nullptr : begin;
+  // Take the smallest kept block that fits without wasting an eighth; of equal ones the latest, which may still be in
+  // cache.
+  Block best_kept(std::size_t size) {
+    auto best = kept_.end();
+    for (auto it = kept_.begin(); it != kept_.end(); ++it)
+      if (it->bytes >= size && it->bytes <= size + size / 8 && (best == kept_.end() || it->bytes <= best->bytes)) best = it;
+    if (best == kept_.end()) return {nullptr, 0, 0};
+    const Block block = *best;
+    kept_.erase(best);
+    kept_bytes_ -= block.bytes;
+    return block;
+  }
+
+  // Map a new block. What would exceed the most that was ever in use is not asked of the system, which would clear it:
+  // pages of kept blocks move there, from the ends of the oldest.
+  Block assemble(std::size_t size, std::size_t grain) {
+    char* const begin = map(size, grain);
+    if (begin == nullptr) return {nullptr, 0, 0};
+    const std::size_t all = used_bytes_ + kept_bytes_ + size;
+    std::size_t surplus = all > most_used_ ? std::min(all - most_used_, size) : 0;
+    char* next = begin;
+    for (Block& from : kept_) {
+      if (from.grain != grain) continue;
+      for (; surplus >= grain && from.bytes > 0; next += grain, surplus -= grain) {
+        if (!move_page(from.address + from.bytes - grain, next, grain)) {
+          munmap(begin, size);
+          return {nullptr, 0, 0};
+        }
+        from.bytes -= grain;
+        kept_bytes_ -= grain;
+      }
+    }
+    forget_empty();
+    return {begin, size, grain};
+  }
+
+  // One grain at a time: a block that was assembled itself consists of several mappings, and mremap crosses no border.
+  static bool move_page(char* from, char* to, std::size_t grain) {
+#ifdef MREMAP_FIXED
+    if (mremap(from, grain, grain, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return true;
+#endif
+    munmap(from, grain);
+    return fresh(grain, to) != nullptr;  // whatever was there is gone
+  }
+
+  // Give back what is too much, from the ends of the oldest blocks.
+  void trim() {
+    for (Block& block : kept_) {
+      const std::size_t all = used_bytes_ + kept_bytes_;
+      if (all <= most_used_) break;
+      const std::size_t grains = (all - most_used_ + block.grain - 1) / block.grain;
+      const std::size_t surplus = std::min(grains * block.grain, block.bytes);
+      block.bytes -= surplus;
+      kept_bytes_ -= surplus;
+      munmap(block.address + block.bytes, surplus);
+    }
+    forget_empty();
+  }
+
+  void forget_empty() {
+    kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [](const Block& block) { return block.bytes == 0; }), kept_.end());
+  }
+
+  static char* fresh(std::size_t size, char* where = nullptr) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (where == nullptr ? 0 : MAP_FIXED);
+    void* begin = mmap(where, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    return begin == MAP_FAILED ? nullptr : static_cast<char*>(begin);
   }
 
   // From the size of a large page on, aligned to one, so that all of it can be made of large pages.
-  static Block map(std::size_t size) {
-    if (size < kLargePage) {
-      void* begin = fresh(size);
-      return {begin, begin == nullptr ? 0 : size};
-    }
-    void* raw = fresh(size + kLargePage);
-    if (raw == nullptr) return {nullptr, 0};
-    auto* begin = static_cast<char*>(raw);
-    const std::size_t offset = reinterpret_cast<std::size_t>(begin) % kLargePage;
+  static char* map(std::size_t size, std::size_t grain) {
+    if (grain < kLargePage) return fresh(size);
+    char* const raw = fresh(size + kLargePage);
+    if (raw == nullptr) return nullptr;
+    const std::size_t offset = reinterpret_cast<std::size_t>(raw) % kLargePage;
     const std::size_t before = offset == 0 ? 0 : kLargePage - offset;
-    if (before > 0) munmap(begin, before);
-    munmap(begin + before + size, kLargePage - before);
-    madvise(begin + before, size, MADV_HUGEPAGE);
-    return {begin + before, size};
+    if (before > 0) munmap(raw, before);
+    munmap(raw + before + size, kLargePage - before);
+    madvise(raw + before, size, MADV_HUGEPAGE);
+    return raw + before;
   }
 
   std::mutex mutex_;
   std::vector<Block> kept_;  // oldest first
-  std::unordered_map<void*, std::size_t> used_;
+  std::unordered_map<void*, Block> used_;
   std::size_t kept_bytes_ = 0, used_bytes_ = 0, most_used_ = 0;
 };
 
