@@ -6,9 +6,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <unistd.h>
+
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -29,6 +33,13 @@ using batchnorm::View;
 using batchnorm::Walk;
 
 const Kernels* current = *batchnorm::supported_targets();
+
+// Outputs from here on are written past the caches, which would read each line first and hold none of it by the time that
+// somebody wants it. A quarter: the last cache also has what else is at work.
+int64_t bytes_to_stream = [] {
+  const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return cache > 0 ? cache / 4 : std::numeric_limits<int64_t>::max();
+}();
 
 std::vector<std::string> targets() {
   std::vector<std::string> names;
@@ -152,7 +163,8 @@ struct Settings {
   }
 
   batchnorm::Call call(const Walker& x, double eps, int activation, int threads) const {
-    return {x.walk().shape, x.x().dtype, affine, eps, static_cast<batchnorm::Activation>(activation), threads};
+    const bool streams = x.x().bytes() >= bytes_to_stream;
+    return {x.walk().shape, x.x().dtype, affine, eps, static_cast<batchnorm::Activation>(activation), threads, streams};
   }
 };
 
@@ -330,6 +342,8 @@ NB_MODULE(_native, m) {
   m.def("targets", targets, "Targets that this processor runs, best first.");
   m.def("target", [] { return std::string(current->target); }, "The target that runs.");
   m.def("set_target", set_target, nb::arg("name"));
+  m.def("stream_from", [](int64_t bytes) { return std::exchange(bytes_to_stream, bytes); }, nb::arg("bytes"),
+        "Write outputs of so many bytes past the caches, and return how many it were.");
   m.def("computes", computes, "Whether this is a plain tensor that the kernels can read.");
   m.def("walkable", walkable, "Whether the kernels walk this tensor in place.");
   m.def("walkable_like", walkable_like, "Whether the kernels walk a tensor of x's shape in place, as they walk x.");

@@ -18,6 +18,7 @@ inline void for_each_task(const Call& call, int64_t tasks, bool backwards, const
   const int64_t wanted = values < kSerial ? 1 : at_most(call.threads, tasks);
   if (wanted <= 1) {
     for (int64_t i = 0; i < tasks; ++i) body(backwards ? tasks - 1 - i : i);
+    if (call.streams) fence();
     return;
   }
 #pragma omp parallel num_threads(static_cast<int>(wanted))
@@ -25,6 +26,7 @@ inline void for_each_task(const Call& call, int64_t tasks, bool backwards, const
     const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
     const int64_t begin = tasks * me / threads, end = tasks * (me + 1) / threads;
     for (int64_t i = begin; i < end; ++i) body(backwards ? begin + end - 1 - i : i);
+    if (call.streams) fence();
   }
 }
 

@@ -46,6 +46,7 @@ struct Call {
   double eps;
   Activation activation;
   int threads;
+  bool streams;  // outputs larger than the caches: written past them
 };
 
 // Statistics and sums are float64, (C,).

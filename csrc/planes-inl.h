@@ -55,7 +55,7 @@ class Planes {
       const Moments whole = moments(x, c);
       merge_parts(x, c, &whole, mean + c, var + c);
       if constexpr (has_residual) warm<false>(residual, c);
-      warm<true>(y, c);
+      if (!streams_to(y)) warm<true>(y, c);
       normalize_part(x, residual, Channel<F>(call_, c, mean[c], var[c]), c, y);
     });
   }
@@ -106,7 +106,7 @@ class Planes {
       reduce_part(dy, x, residual, channel, c, sums);
       sum_dy[c] = sums[0];
       sum_dy_xhat[c] = sums[1];
-      warm<true>(dx, c);
+      if (!streams_to(dx)) warm<true>(dx, c);
       apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sums[0], sums[1], count), c, dx,
                                    dz);
     });
@@ -153,6 +153,8 @@ class Planes {
   static T* at(Output t, int64_t n, int64_t c) {
     return static_cast<T*>(t.data) + n * t.outer_stride + c * t.channel_stride;
   }
+
+  bool streams_to(Output t) const { return call_.streams && is_streamable<T>(t.data, t.outer_stride, t.channel_stride); }
 
   // Call body(piece, first plane, last plane, first value, number of values) for the pieces of a task.
   template <class Body>
@@ -236,6 +238,7 @@ class Planes {
 
   void normalize_part(Input x, Input residual, const Channel<F>& channel, int64_t task, Output y) const {
     const int64_t c = task / parts_;
+    const bool streams = streams_to(y);
     for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
       for (int64_t n = n0; n < n1; ++n) {
         const T* px = at(x, n, c) + first;
@@ -244,7 +247,7 @@ class Planes {
         sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
           V z = (load(px + i, lanes) - channel.mean) * channel.scale + channel.shift;
           if constexpr (has_residual) z += load(pr + i, lanes);
-          store(py + i, activate_(z), lanes);
+          store(py + i, activate_(z), lanes, streams);
         });
       }
     });
@@ -282,6 +285,7 @@ class Planes {
   void apply_part(Input dy, Input x, Input residual, const Channel<F>& channel, const Correction<F>& correction,
                   int64_t task, Output dx, Output dz) const {
     const int64_t c = task / parts_;
+    const bool streams = streams_to(dx) && streams_to(dz);
     for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
       for (int64_t n = n0; n < n1; ++n) {
         const T* pd = at(dy, n, c) + first;
@@ -294,13 +298,13 @@ class Planes {
           V z = centred * channel.scale + channel.shift;
           if constexpr (has_residual) z += load(pr + i, lanes);
           const V d = activate_.backward(load(pd + i, lanes), z);
-          if (pdz != nullptr) store(pdz + i, d, lanes);
+          if (pdz != nullptr) store(pdz + i, d, lanes, streams);
           V r = d * channel.scale;
           if constexpr (batch_statistics) {
             const V x_hat = centred * channel.invstd + channel.x_hat_shift;
             r += x_hat * correction.of_x_hat + correction.constant;
           }
-          store(pdx + i, r, lanes);
+          store(pdx + i, r, lanes, streams);
         });
       }
     });

@@ -79,6 +79,7 @@ class Rows {
 
   void normalize(Input x, Input residual, const double* mean, const double* var, Output y) const {
     const Constants k(*this, mean, var);
+    const bool streams = streams_to(y);
     for_each_task(call_, parts_, true, [&](int64_t part) {
       for_each_tile<4>(part, true, [&](auto tile, int64_t begin, int64_t end) {
         constexpr int U = decltype(tile)::vectors;
@@ -97,7 +98,7 @@ class Rows {
             const int64_t c = tile.at(u);
             V z = (load(px + c, tile.lanes) - k_mean[u]) * scale[u] + shift[u];
             if constexpr (has_residual) z += load(pr + c, tile.lanes);
-            store(py + c, activate_(z), tile.lanes);
+            store(py + c, activate_(z), tile.lanes, streams);
           }
         }
       });
@@ -175,6 +176,7 @@ class Rows {
       k_of_x_hat[c] = correction.of_x_hat;
       k_constant[c] = correction.constant;
     }
+    const bool streams = streams_to(dx) && streams_to(dz);
     for_each_task(call_, parts_, true, [&](int64_t part) {
       for_each_tile<2>(part, true, [&](auto tile, int64_t begin, int64_t end) {
         constexpr int U = decltype(tile)::vectors;
@@ -205,10 +207,10 @@ class Rows {
               if constexpr (has_residual) z += load(pr + c, tile.lanes);
             }
             const V d = activate_.backward(load(pd + c, tile.lanes), z);
-            if (pdz != nullptr) store(pdz + c, d, tile.lanes);
+            if (pdz != nullptr) store(pdz + c, d, tile.lanes, streams);
             V r = d * scale[u];
             if constexpr (batch_statistics) r += (centred * invstd[u] + x_hat_shift[u]) * of_x_hat[u] + constant[u];
-            store(pdx + c, r, tile.lanes);
+            store(pdx + c, r, tile.lanes, streams);
           }
         }
       });
@@ -248,6 +250,8 @@ class Rows {
 
   static const T* at(Input t, int64_t row) { return static_cast<const T*>(t.data) + row * t.outer_stride; }
   static T* at(Output t, int64_t row) { return static_cast<T*>(t.data) + row * t.outer_stride; }
+
+  bool streams_to(Output t) const { return call_.streams && is_streamable<T>(t.data, t.outer_stride, 0); }
 
   int64_t first_row(int64_t part) const { return rows_ * part / parts_; }
   int64_t last_row(int64_t part) const { return rows_ * (part + 1) / parts_; }

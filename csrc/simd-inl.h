@@ -209,6 +209,48 @@ inline void store(T* p, Vec<float> v, Count count) {
   else store_bits(bits, narrow(v, T{}), count);
 }
 
+template <class V>
+inline void stream_bits(void* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+#endif
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// Store past the caches where `streams`, for which p is aligned as is_streamable asks; other threads see it after a fence.
+template <class T, class V, class Count>
+inline void store(T* p, V v, Count count, bool streams) {
+  if constexpr (__is_same(Count, Whole)) {
+    if (streams) {
+      if constexpr (sizeof(T) == 2) stream_bits(p, narrow(v, T{}));
+      else stream_bits(p, v);
+      return;
+    }
+  }
+  store(p, v, count);
+}
+
+// Whether lines at these distances from the first are all aligned to a vector's storage.
+template <class T>
+inline bool is_streamable(const void* first, int64_t stride, int64_t other_stride) {
+  constexpr uint64_t size = kLanes<Arithmetic<T>> * sizeof(T);
+  const auto bits = reinterpret_cast<uint64_t>(first) | static_cast<uint64_t>(stride * static_cast<int64_t>(sizeof(T))) |
+                    static_cast<uint64_t>(other_stride * static_cast<int64_t>(sizeof(T)));
+  return bits % size == 0;
+}
+
+inline void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // The sum of all lanes, in float64 and in a fixed order.
 template <class V>
 inline double sum_lanes(V v) {

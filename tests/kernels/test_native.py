@@ -51,6 +51,24 @@ def test_every_target_with_every_activation_and_layout(target: str, layout: str,
             check(Case(shape=(3, 35, 5, 7), layout=layout, dtype=dtype, activation=activation, residual=residual))
 
 
+@pytest.fixture
+def streams() -> Iterator[None]:
+    """Write outputs of any size past the caches."""
+    former = native._native.stream_from(0)
+    yield
+    native._native.stream_from(former)
+
+
+@pytest.mark.usefixtures("streams")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", regimes.LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 35, 5, 7), (2, 64, 16, 16), (40, 32), (2, 3, 50, 50)], ids=str)
+def test_every_target_past_the_caches(target: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    for residual in (False, True):
+        for training in (False, True):
+            check(Case("mean_1e4", shape, layout, dtype, activation="relu", residual=residual, training=training))
+
+
 #: Few and many channels, pieces of planes and planes in pieces, few and many rows; all above the size for one thread.
 THREADED = [(8, 3, 64, 64), (2, 1, 300, 301), (16, 40, 9, 9), (64, 64, 7, 7), (1000, 100), (40000, 3)]
 
