@@ -41,6 +41,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   F* operator+(int64_t offset) const { return data_ + offset; }
+  F& operator[](int64_t i) const { return data_[i]; }
 
  private:
   F* data_;

@@ -39,8 +39,11 @@ class Planes {
   }
 
   void normalize(Input x, Input residual, const double* mean, const double* var, Output y) const {
-    for_each_task(call_, channels_ * parts_, false, [&](int64_t task) {
-      normalize_part(x, residual, Channel<F>(call_, task / parts_, mean[task / parts_], var[task / parts_]), task, y);
+    Scratch<Channel<F>> numbers(channels_);
+    for (int64_t c = 0; c < channels_; ++c) numbers[c] = Channel<F>(call_, c, mean[c], var[c]);
+    const bool streams = streams_to(y);
+    for_each_line([&](int64_t n, int64_t c, int64_t first, int64_t length) {
+      normalize_line(x, residual, numbers[c], n, c, first, length, y, streams);
     });
   }
 
@@ -50,13 +53,20 @@ class Planes {
       normalize(x, residual, mean, var, y);
       return;
     }
-    for_each_task(call_, channels_, false, [&](int64_t c) {
-      warm<false>(x, c);
-      const Moments whole = moments(x, c);
-      merge_parts(x, c, &whole, mean + c, var + c);
-      if constexpr (has_residual) warm<false>(residual, c);
-      if (!streams_to(y)) warm<true>(y, c);
-      normalize_part(x, residual, Channel<F>(call_, c, mean[c], var[c]), c, y);
+    Scratch<Channel<F>> numbers(channels_);
+    const bool streams = streams_to(y);
+    for_each_group([&](int64_t c0, int64_t c1) {
+      warm<false>(x, c0, c1);
+      for (int64_t c = c0; c < c1; ++c) {
+        const Moments whole = moments(x, c);
+        merge_parts(x, c, &whole, mean + c, var + c);
+        numbers[c] = Channel<F>(call_, c, mean[c], var[c]);
+      }
+      if constexpr (has_residual) warm<false>(residual, c0, c1);
+      if (!streams) warm<true>(y, c0, c1);
+      for_each_line_of(c0, c1, [&](int64_t n, int64_t c, int64_t first, int64_t length) {
+        normalize_line(x, residual, numbers[c], n, c, first, length, y, streams);
+      });
     });
   }
 
@@ -80,11 +90,14 @@ class Planes {
   template <bool batch_statistics>
   void apply(Input dy, Input x, Input residual, const double* mean, const double* var, const double* sum_dy,
              const double* sum_dy_xhat, double count, Output dx, Output dz) const {
-    for_each_task(call_, channels_ * parts_, true, [&](int64_t task) {
-      const int64_t c = task / parts_;
+    Scratch<Numbers> numbers(channels_);
+    for (int64_t c = 0; c < channels_; ++c) {
       const Channel<F> channel(call_, c, mean[c], var[c]);
-      apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sum_dy[c], sum_dy_xhat[c], count),
-                                   task, dx, dz);
+      numbers[c] = {channel, Correction<F>(channel, sum_dy[c], sum_dy_xhat[c], count)};
+    }
+    const bool streams = streams_to(dx) && streams_to(dz);
+    for_each_line([&](int64_t n, int64_t c, int64_t first, int64_t length) {
+      apply_line<batch_statistics>(dy, x, residual, numbers[c], n, c, first, length, dx, dz, streams);
     });
   }
 
@@ -97,23 +110,34 @@ class Planes {
       apply<batch_statistics>(dy, x, residual, mean, var, sum_dy, sum_dy_xhat, count, dx, dz);
       return;
     }
-    for_each_task(call_, channels_, false, [&](int64_t c) {
-      const Channel<F> channel(call_, c, mean[c], var[c]);
-      warm<false>(x, c);
-      warm<false>(dy, c);
-      if constexpr (has_residual) warm<false>(residual, c);
-      double sums[2];
-      reduce_part(dy, x, residual, channel, c, sums);
-      sum_dy[c] = sums[0];
-      sum_dy_xhat[c] = sums[1];
-      if (!streams_to(dx)) warm<true>(dx, c);
-      apply_part<batch_statistics>(dy, x, residual, channel, Correction<F>(channel, sums[0], sums[1], count), c, dx,
-                                   dz);
+    Scratch<Numbers> numbers(channels_);
+    const bool streams = streams_to(dx) && streams_to(dz);
+    for_each_group([&](int64_t c0, int64_t c1) {
+      warm<false>(x, c0, c1);
+      warm<false>(dy, c0, c1);
+      if constexpr (has_residual) warm<false>(residual, c0, c1);
+      for (int64_t c = c0; c < c1; ++c) {
+        const Channel<F> channel(call_, c, mean[c], var[c]);
+        double sums[2];
+        reduce_part(dy, x, residual, channel, c, sums);
+        sum_dy[c] = sums[0];
+        sum_dy_xhat[c] = sums[1];
+        numbers[c] = {channel, Correction<F>(channel, sums[0], sums[1], count)};
+      }
+      if (!streams) warm<true>(dx, c0, c1);
+      for_each_line_of(c0, c1, [&](int64_t n, int64_t c, int64_t first, int64_t length) {
+        apply_line<batch_statistics>(dy, x, residual, numbers[c], n, c, first, length, dx, dz, streams);
+      });
     });
   }
 
  private:
   static constexpr int U = 4;  // accumulators: an addition takes four cycles
+
+  struct Numbers {
+    Channel<F> channel;
+    Correction<F> correction;
+  };
 
   // The processor foresees a walk only as far as the page, and the next plane is further away: a first pass asks for the
   // next piece while it works on this one, that of the next channel at the end. How far that is, in elements; an address
@@ -138,12 +162,12 @@ class Planes {
   // Small planes are too short for the processor to foresee anything: neighbouring channels, which lie behind each other,
   // are asked for together, sample by sample.
   template <bool write, class Tensor>
-  void warm(const Tensor& t, int64_t c) const {
-    if (group_ == 1 || c % group_ != 0 || t.channel_stride != inner_) return;
-    const int64_t length = at_most(group_, channels_ - c) * inner_;
+  void warm(const Tensor& t, int64_t c0, int64_t c1) const {
+    if (group_ == 1 || t.channel_stride != inner_) return;
+    const int64_t length = (c1 - c0) * inner_;
     for (int64_t n = 0; n < call_.shape.outer; ++n) {
-      const T* p = at(t, n, c);
-      for (int64_t i = 0; i < length; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i, write, 2);
+      const T* p = at(t, n, c0);
+      for (int64_t i = 0; i < length; i += 64 / kSize) __builtin_prefetch(p + i, write, 2);
     }
   }
 
@@ -155,6 +179,37 @@ class Planes {
   }
 
   bool streams_to(Output t) const { return call_.streams && is_streamable<T>(t.data, t.outer_stride, t.channel_stride); }
+
+  // Call body(first channel, last channel) for every group.
+  template <class Body>
+  void for_each_group(Body body) const {
+    for_each_task(call_, divide_up(channels_, group_), false,
+                  [&](int64_t i) { body(i * group_, at_most((i + 1) * group_, channels_)); });
+  }
+
+  // Call body(sample, channel, first value, number of values) for everything, in the order of memory. No line is longer
+  // than a piece, and short ones share a task.
+  template <class Body>
+  void for_each_line(Body body) const {
+    const int64_t run = at_least(kPiece / inner_, 1), runs = divide_up(channels_, run) * pieces_per_plane_;
+    for_each_task(call_, call_.shape.outer * runs, false, [&](int64_t task) {
+      const int64_t n = task / runs, piece = task % pieces_per_plane_, c0 = task % runs / pieces_per_plane_ * run;
+      const int64_t first = piece * kPiece, length = at_most(kPiece, inner_ - first);
+      for (int64_t c = c0; c < at_most(c0 + run, channels_); ++c) body(n, c, first, length);
+    });
+  }
+
+  // The same for a group whose first pass has just gone by: backwards, as its end is still in cache.
+  template <class Body>
+  void for_each_line_of(int64_t c0, int64_t c1, Body body) const {
+    if (c1 - c0 == 1)
+      for_each_piece(c0, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
+        for (int64_t n = n0; n < n1; ++n) body(n, c0, first, length);
+      });
+    else
+      for (int64_t n = call_.shape.outer - 1; n >= 0; --n)
+        for (int64_t c = c0; c < c1; ++c) body(n, c, 0, inner_);
+  }
 
   // Call body(piece, first plane, last plane, first value, number of values) for the pieces of a task.
   template <class Body>
@@ -236,20 +291,15 @@ class Planes {
     *var = all.m2 / all.count;
   }
 
-  void normalize_part(Input x, Input residual, const Channel<F>& channel, int64_t task, Output y) const {
-    const int64_t c = task / parts_;
-    const bool streams = streams_to(y);
-    for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
-      for (int64_t n = n0; n < n1; ++n) {
-        const T* px = at(x, n, c) + first;
-        const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
-        T* py = at(y, n, c) + first;
-        sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
-          V z = (load(px + i, lanes) - channel.mean) * channel.scale + channel.shift;
-          if constexpr (has_residual) z += load(pr + i, lanes);
-          store(py + i, activate_(z), lanes, streams);
-        });
-      }
+  void normalize_line(Input x, Input residual, const Channel<F>& channel, int64_t n, int64_t c, int64_t first,
+                      int64_t length, Output y, bool streams) const {
+    const T* px = at(x, n, c) + first;
+    const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
+    T* py = at(y, n, c) + first;
+    sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
+      V z = (load(px + i, lanes) - channel.mean) * channel.scale + channel.shift;
+      if constexpr (has_residual) z += load(pr + i, lanes);
+      store(py + i, activate_(z), lanes, streams);
     });
   }
 
@@ -282,31 +332,26 @@ class Planes {
   }
 
   template <bool batch_statistics>
-  void apply_part(Input dy, Input x, Input residual, const Channel<F>& channel, const Correction<F>& correction,
-                  int64_t task, Output dx, Output dz) const {
-    const int64_t c = task / parts_;
-    const bool streams = streams_to(dx) && streams_to(dz);
-    for_each_piece(task, true, [&](int64_t, int64_t n0, int64_t n1, int64_t first, int64_t length) {
-      for (int64_t n = n0; n < n1; ++n) {
-        const T* pd = at(dy, n, c) + first;
-        const T* px = at(x, n, c) + first;
-        const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
-        T* pdx = at(dx, n, c) + first;
-        T* pdz = dz.data == nullptr ? nullptr : at(dz, n, c) + first;
-        sweep<F, U>(length, [&](int64_t i, int, auto lanes) {
-          const V centred = load(px + i, lanes) - channel.mean;
-          V z = centred * channel.scale + channel.shift;
-          if constexpr (has_residual) z += load(pr + i, lanes);
-          const V d = activate_.backward(load(pd + i, lanes), z);
-          if (pdz != nullptr) store(pdz + i, d, lanes, streams);
-          V r = d * channel.scale;
-          if constexpr (batch_statistics) {
-            const V x_hat = centred * channel.invstd + channel.x_hat_shift;
-            r += x_hat * correction.of_x_hat + correction.constant;
-          }
-          store(pdx + i, r, lanes, streams);
-        });
+  void apply_line(Input dy, Input x, Input residual, const Numbers& numbers, int64_t n, int64_t c, int64_t first,
+                  int64_t length, Output dx, Output dz, bool streams) const {
+    const auto [channel, correction] = numbers;
+    const T* pd = at(dy, n, c) + first;
+    const T* px = at(x, n, c) + first;
+    const T* pr = has_residual ? at(residual, n, c) + first : nullptr;
+    T* pdx = at(dx, n, c) + first;
+    T* pdz = dz.data == nullptr ? nullptr : at(dz, n, c) + first;
+    sweep<F, U>(length, [&, channel = channel, correction = correction](int64_t i, int, auto lanes) {
+      const V centred = load(px + i, lanes) - channel.mean;
+      V z = centred * channel.scale + channel.shift;
+      if constexpr (has_residual) z += load(pr + i, lanes);
+      const V d = activate_.backward(load(pd + i, lanes), z);
+      if (pdz != nullptr) store(pdz + i, d, lanes, streams);
+      V r = d * channel.scale;
+      if constexpr (batch_statistics) {
+        const V x_hat = centred * channel.invstd + channel.x_hat_shift;
+        r += x_hat * correction.of_x_hat + correction.constant;
       }
+      store(pdx + i, r, lanes, streams);
     });
   }
 
