@@ -39,7 +39,10 @@ class Blocks {
     used_.emplace(block.address, block.bytes);
     used_bytes_ += block.bytes;
     most_used_ = std::max(most_used_, used_bytes_);
+    permit(block.address, bytes);
+    forbid(static_cast<char*>(block.address) + bytes, block.bytes - bytes);
     while (!kept_.empty() && used_bytes_ + kept_bytes_ > most_used_) {  // the oldest goes first
+      permit(kept_.front().address, kept_.front().bytes);
       munmap(kept_.front().address, kept_.front().bytes);
       kept_bytes_ -= kept_.front().bytes;
       kept_.erase(kept_.begin());
@@ -51,6 +54,7 @@ class Blocks {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(address);
     const Block block{address, it->second};
+    forbid(block.address, block.bytes);
     used_.erase(it);
     used_bytes_ -= block.bytes;
     kept_.push_back(block);

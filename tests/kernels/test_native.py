@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,17 +18,6 @@ from cases import Case, check
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
 )
-
-
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in native.targets():
-        pytest.skip(f"this processor does not run {request.param}")
-    former = native.target()
-    native.set_target(request.param)
-    with use_backend("native"):
-        yield request.param
-    native.set_target(former)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -68,6 +68,7 @@ FUSED = {
         for name, activation in {
             "hardswish": nn.Hardswish(inplace=True),
             "silu": nn.SiLU(),
+            "relu6": nn.ReLU6(inplace=True),
         }.items()
     },
     "hand-made swish": (lambda: zoo.ConvNorm(3, 4, zoo.Swish()), {"bn": "fused silu"}),
@@ -107,8 +108,8 @@ def test_fused_models_compute_the_same(name: str, training: bool) -> None:
 @pytest.mark.parametrize("name", kernels.ACTIVATIONS)
 def test_every_activation_as_module_function_and_method(name: str) -> None:
     modules = {
-        "relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(), "silu": nn.SiLU(), "hardswish": nn.Hardswish(),
-        "gelu": nn.GELU(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(),
+        "relu": nn.ReLU(), "relu6": nn.ReLU6(), "leaky_relu": nn.LeakyReLU(), "silu": nn.SiLU(),
+        "hardswish": nn.Hardswish(), "gelu": nn.GELU(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(),
     }  # fmt: skip
     forms: list[Callable[[Tensor], Tensor]] = [modules[name], getattr(F, name)]
     forms += [form for form in (getattr(torch, name, None),) if form is not None]
@@ -120,6 +121,36 @@ def test_every_activation_as_module_function_and_method(name: str) -> None:
         assert report["bn"].what == f"fused {name}"
         assert _runs_fused(converted) == 1
         check(model, converted)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        nn.Hardtanh(0.0, 6.0),
+        nn.Hardtanh(0, 6, inplace=True),
+        lambda y: F.hardtanh(y, 0.0, 6.0),
+        lambda y: F.hardtanh(y, max_val=6, min_val=0),
+        lambda y: F.hardtanh_(y, 0.0, 6.0),
+        lambda y: F.relu6(y, inplace=True),
+    ],
+)
+def test_every_form_of_relu6(form: Callable[[Tensor], Tensor]) -> None:
+    model = settle(_Function(form))
+    with torch.no_grad():
+        model.bn.weight.mul_(8)  # so that both bounds are passed
+    converted, report = batchnorm.convert(model, report=True)
+    assert report["bn"].what == "fused relu6"
+    assert _runs_fused(converted) == 1
+    check(model, converted)
+
+
+def test_bounds_that_change_later_are_obeyed() -> None:
+    model = settle(_Function(nn.Hardtanh(0.0, 6.0)))
+    converted = batchnorm.convert(model)
+    for one in (model, converted):
+        one.after.max_val = 0.25
+    assert _runs_fused(converted) == 0
+    check(model, converted)
 
 
 class _Function(nn.Module):
@@ -162,7 +193,10 @@ NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "slope": (lambda: _Function(nn.LeakyReLU(0.2)), "leaky_relu with negative_slope=0.2"),
     "slope of a function": (lambda: _Function(lambda y: F.leaky_relu(y, 0.3)), "leaky_relu with negative_slope=0.3"),
     "approximation": (lambda: _Function(lambda y: F.gelu(y, approximate="tanh")), "gelu with approximate=tanh"),
-    "another activation": (lambda: _Function(nn.ReLU6()), "followed by after (ReLU6)"),
+    "other bounds": (lambda: _Function(nn.Hardtanh(0.0, 5.0)), "hardtanh with max_val=5.0, where the kernels have 6"),
+    "default bounds": (lambda: _Function(F.hardtanh), "hardtanh with min_val=-1.0, where the kernels have 0"),
+    "clamp, whose slope at a bound is 1": (lambda: _Function(lambda y: y.clamp(0, 6)), "followed by .clamp()"),
+    "another activation": (lambda: _Function(nn.ELU()), "followed by after (ELU)"),
     "dropout between": (
         lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.ReLU()),
         "followed by 1 (Dropout)",
