@@ -34,7 +34,14 @@ def test_agrees_with_torch_also_at_kinks_and_far_out(name):
 
 @pytest.mark.parametrize(
     ("name", "at", "slope"),
-    [("relu", 0.0, 0.0), ("relu6", 0.0, 0.0), ("relu6", 6.0, 0.0), ("leaky_relu", 0.0, 0.01), ("hardswish", -3.0, 0.0), ("hardswish", 3.0, 1.0)],
+    [
+        ("relu", 0.0, 0.0),
+        ("relu6", 0.0, 0.0),
+        ("relu6", 6.0, 0.0),
+        ("leaky_relu", 0.0, 0.01),
+        ("hardswish", -3.0, 0.0),
+        ("hardswish", 3.0, 1.0),
+    ],
 )
 def test_derivative_at_a_kink(name, at, slope):
     assert get_activation(name).derivative(np.array([at])) == slope
@@ -92,5 +99,7 @@ def test_nan_stays_nan_and_the_input_is_not_changed(name):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"gelu, hardswish, leaky_relu, relu, relu6, sigmoid, silu, tanh, but is 'swish'"):
+    with pytest.raises(
+        ValueError, match=r"gelu, hardswish, leaky_relu, relu, relu6, sigmoid, silu, tanh, but is 'swish'"
+    ):
         get_activation("swish")

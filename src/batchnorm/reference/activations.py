@@ -1,9 +1,9 @@
 """The activations that may follow a normalization: each is a function and its derivative.
 
-The names are those of ``torch.nn.functional``, and so are the values of the derivative at a kink: 0 for relu at 0
-and for relu6 at 0 and 6, the slope for leaky_relu at 0, and the values of the flat and of the linear part for hardswish at -3 and 3. No exponential
-here has a positive argument, so nothing overflows however large the input is. Equation numbers refer to
-``DERIVATION.md``, section 7.
+The names are those of ``torch.nn.functional``, and so are the values of the derivative at a kink: 0 for relu at 0 and
+for relu6 at 0 and 6, the slope for leaky_relu at 0, and the values of the flat and of the linear part for hardswish at
+-3 and 3. No exponential here has a positive argument, so nothing overflows however large the input is. Equation numbers
+refer to ``DERIVATION.md``, section 7.
 """
 
 import math
