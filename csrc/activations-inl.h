@@ -12,9 +12,10 @@ inline VF clamp(VF v, float low, float high) {
 }
 
 // exp(x): 2^n exp(r) with |r| <= ln(2)/2, exp(r) by its series to r^7 / 7!, whose remainder is below 0.1 ulp there.
-// Saturates at exp(-87.3) and exp(88.3): finite and not zero, so that quotients stay defined.
-inline VF exp(VF x) {
-  x = clamp(x, -87.3f, 88.3f);
+// Below -87.3 it is 0 and above 88.3 infinite, which 1 / (1 + exp(-z)) turns into 0; a constant there would come back
+// multiplied by a large z.
+inline VF exp(VF all) {
+  const VF x = clamp(all, -87.3f, 88.3f);
   const VF shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
   const VF n = shifted - 12582912.0f;
   VF r = x - n * 0.693359375f;  // ln 2 in two parts, the first of few digits so that the product is exact
@@ -28,8 +29,9 @@ inline VF exp(VF x) {
   p = p * r * r + r + 1.0f;
   using Bits = LanesOf<float>::Bits;
   const Bits exponent = (reinterpret_cast<Bits>(shifted) + 127u) << 23;
-  const VF result = p * reinterpret_cast<VF>(exponent);
-  return x == x ? result : x;
+  const VF result = p * reinterpret_cast<VF>(exponent);  // a NaN passes: p is one
+  const VF upper = all > 88.3f ? splat(__builtin_inff()) : result;
+  return all < -87.3f ? VF{} : upper;
 }
 
 inline VF sigmoid(VF z) { return 1.0f / (1.0f + exp(-z)); }
@@ -122,6 +124,10 @@ struct Activate {
     if constexpr (fused == Fused::kRelu) return z <= F(0) ? V{} : z;  // a NaN passes
     const V three = splat(F(3)), six = splat(F(6));
     switch (activation) {
+      case Activation::kRelu6: {
+        const V positive = z <= F(0) ? V{} : z;  // a NaN passes
+        return positive > six ? six : positive;
+      }
       case Activation::kLeakyRelu:
         return z > F(0) ? z : z * F(0.01);
       case Activation::kSilu:
@@ -149,6 +155,10 @@ struct Activate {
     if constexpr (fused == Fused::kNone) return dy;
     if constexpr (fused == Fused::kRelu) return z <= F(0) ? V{} : dy;
     switch (activation) {
+      case Activation::kRelu6: {
+        const V below = z >= F(6) ? V{} : dy;
+        return z <= F(0) ? V{} : below;
+      }
       case Activation::kLeakyRelu:
         return z > F(0) ? dy : dy * F(0.01);
       case Activation::kSilu: {

@@ -325,6 +325,11 @@ bool computes(nb::handle x) {
   return batchnorm::view(x.ptr(), seen);
 }
 
+nb::object empty_like(nb::handle x) {
+  const Walker walker(x);
+  return walker.ok() ? walker.output().first : nb::object(nb::none());
+}
+
 bool walkable(nb::handle x) { return Walker(x).ok(); }
 
 bool walkable_like(nb::handle tensor, nb::handle x) {
@@ -347,6 +352,8 @@ NB_MODULE(_native, m) {
   m.def("computes", computes, "Whether this is a plain tensor that the kernels can read.");
   m.def("walkable", walkable, "Whether the kernels walk this tensor in place.");
   m.def("walkable_like", walkable_like, "Whether the kernels walk a tensor of x's shape in place, as they walk x.");
+  m.def("empty_like", empty_like, "A new tensor as a kernel makes it for its results; None where x is not walkable.");
+  m.def("poison_new_tensors", batchnorm::poison_new_tensors, "Whether new tensors are full of NaN; returns what was.");
   m.def("fit", fit, nb::arg(), maybe, nb::arg());
   m.def("average", average);
   m.def("collect", collect);

@@ -8,7 +8,7 @@ namespace batchnorm {
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-enum class Activation : int { kNone, kRelu, kLeakyRelu, kSilu, kHardswish, kGelu, kSigmoid, kTanh };
+enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kSigmoid, kTanh };
 
 // How (N, C, *S) lies in memory.
 //   planes: each of the N * C planes of S values is contiguous; samples and channels may be any distance apart.

@@ -30,6 +30,8 @@ class Blocks {
     used_bytes_ += block.bytes;
     most_used_ = std::max(most_used_, used_bytes_);
     trim();
+    permit(block.address, bytes);
+    forbid(block.address + bytes, block.bytes - bytes);
     return block.address;
   }
 
@@ -37,6 +39,7 @@ class Blocks {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(address);
     const Block block = it->second;
+    forbid(block.address, block.bytes);
     used_.erase(it);
     used_bytes_ -= block.bytes;
     kept_.push_back(block);
@@ -72,6 +75,7 @@ class Blocks {
           munmap(begin, size);
           return {nullptr, 0, 0};
         }
+        permit(from.address + from.bytes - grain, grain);
         from.bytes -= grain;
         kept_bytes_ -= grain;
       }
@@ -98,6 +102,7 @@ class Blocks {
       const std::size_t surplus = std::min(grains * block.grain, block.bytes);
       block.bytes -= surplus;
       kept_bytes_ -= surplus;
+      permit(block.address + block.bytes, surplus);
       munmap(block.address + block.bytes, surplus);
     }
     forget_empty();

@@ -7,6 +7,10 @@
 
 #include <cstddef>
 
+#if defined(BATCHNORM_SANITIZE)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace batchnorm {
 
 // Return a block of at least `bytes`, aligned to a cache line, with any content; null where the system has none.
@@ -14,5 +18,15 @@ void* acquire_block(std::size_t bytes);
 
 // Take back a block of acquire_block. Any thread may call it.
 void release_block(void* block);
+
+// Memory that belongs to no tensor, although the system has given it to us: the rest of a block, a block that is kept. A
+// sanitized build stops where it is touched; others know nothing of it.
+#if defined(BATCHNORM_SANITIZE)
+inline void forbid(const void* memory, std::size_t bytes) { ASAN_POISON_MEMORY_REGION(memory, bytes); }
+inline void permit(const void* memory, std::size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(memory, bytes); }
+#else
+inline void forbid(const void*, std::size_t) {}
+inline void permit(const void*, std::size_t) {}
+#endif
 
 }  // namespace batchnorm

@@ -47,6 +47,7 @@ constexpr uint8_t kFloat = 2, kBfloat = 4;
 const Table* table;
 PyTypeObject *tensor_type, *parameter_type;
 PyObject *is_neg, *torch_empty_like;
+bool poisoned = false;
 
 PyObject* attribute(const char* module, const char* name) {
   PyObject* found = PyImport_ImportModule(module);
@@ -142,11 +143,14 @@ PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* stride
   } else {
     const auto behind = reinterpret_cast<std::uintptr_t>(raw) + sizeof(Held);
     data = reinterpret_cast<void*>((behind + kCacheLine - 1) / kCacheLine * kCacheLine);
+    forbid(reinterpret_cast<void*>(behind), bytes + kCacheLine);
+    permit(data, bytes);
   }
   if (data == nullptr) {
     std::free(raw);
     return PyErr_NoMemory();
   }
+  if (poisoned) std::memset(data, 0xff, bytes);  // a NaN in each of the dtypes
   auto* held = static_cast<Held*>(raw);
   const auto size = static_cast<std::size_t>(dimensions) * sizeof(int64_t);
   std::memcpy(held->shape, shape, size);
@@ -165,6 +169,12 @@ PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* stride
   void* object = nullptr;
   if (table->to_object(&held->managed, &object) != 0) return nullptr;  // it has taken the memory over all the same
   return static_cast<PyObject*>(object);
+}
+
+bool poison_new_tensors(bool on) {
+  const bool former = poisoned;
+  poisoned = on;
+  return former;
 }
 
 PyObject* empty_like(PyObject* tensor) { return PyObject_CallOneArg(torch_empty_like, tensor); }

@@ -35,6 +35,10 @@ bool view(PyObject* object, View& seen);
 // error set, where there is no memory.
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data);
 
+// Whether new_tensor fills memory with NaN first, so that a value which no kernel writes cannot pass by luck. Returns
+// what it was. The tests switch it on.
+bool poison_new_tensors(bool on);
+
 // torch.empty_like, for what is not dense: torch decides how it lies.
 PyObject* empty_like(PyObject* tensor);
 

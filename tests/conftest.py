@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from batchnorm.kernels import native
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
     """Fill uninitialized memory with NaN: an element that no kernel wrote cannot pass by luck."""
+    compiled = native._native  # its tensors do not come from torch
+    was_on = compiled is not None and compiled.poison_new_tensors(True)
     former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
+    if compiled is not None:
+        compiled.poison_new_tensors(was_on)
     torch.use_deterministic_algorithms(former[0], warn_only=former[1])
 
 

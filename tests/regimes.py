@@ -79,4 +79,4 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every_second": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2],
 }
 
-ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")

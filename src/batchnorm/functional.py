@@ -54,7 +54,7 @@ def batch_norm(
         Weight of the new batch in the running statistics.
     eps : float, default=1e-5
         Added to the variance.
-    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+    activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result, as in ``torch.nn.functional`` with default arguments. None: nothing.
     residual : Tensor of shape (N, C, *), default=None
         Added before the activation; shape, dtype and device of ``x``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,17 +18,6 @@ from cases import Case, check
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
 )
-
-
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in native.targets():
-        pytest.skip(f"this processor does not run {request.param}")
-    former = native.target()
-    native.set_target(request.param)
-    with use_backend("native"):
-        yield request.param
-    native.set_target(former)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -95,6 +83,30 @@ def test_same_bits_for_any_number_of_threads(
         torch.set_num_threads(former)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 64, 64), (64, 64, 7, 7), (1000, 100)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_same_bits_for_any_number_of_threads_in_every_mode(shape: tuple[int, ...], layout: str, training: bool) -> None:
+    former = torch.get_num_threads()
+    try:
+        for dtype in (torch.float64, torch.float16):
+            inputs = Case("normal", shape, layout, dtype).inputs()
+            x, dy = inputs["x"], inputs["dy"]
+            results = []
+            for threads in (1, 2, 3, 5, 8):
+                torch.set_num_threads(threads)
+                y, *of_x = native.forward(x, None, None, None, 1e-5, "gelu")
+                halves = native.reduce(dy, x, None, *of_x, None, None, 1e-5, "gelu")
+                normalized = native.normalize(x, None, *of_x, None, None, 1e-5, "gelu")
+                dx, *_ = native.backward(dy, x, None, *of_x, None, None, 1e-5, "gelu", training)
+                results.append([y, *of_x, *halves, normalized, dx])
+            assert not results[0][-1].isnan().any()
+            for other in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    finally:
+        torch.set_num_threads(former)
 
 
 @pytest.mark.parametrize("shape", [(300, 3, 33, 35), (5, 2, 3, 70, 70), (4000, 33), (300, 64, 6, 6)], ids=str)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from batchnorm.reference.activations import ACTIVATIONS, get_activation
 
 NAMES = list(ACTIVATIONS)
-KINKS = [-3.0, 0.0, 3.0]
+KINKS = [-3.0, 0.0, 3.0, 6.0]
 FAR = [-1e4, -800.0, -40.0, 40.0, 800.0, 1e4]
 
 
@@ -34,7 +34,14 @@ def test_agrees_with_torch_also_at_kinks_and_far_out(name):
 
 @pytest.mark.parametrize(
     ("name", "at", "slope"),
-    [("relu", 0.0, 0.0), ("leaky_relu", 0.0, 0.01), ("hardswish", -3.0, 0.0), ("hardswish", 3.0, 1.0)],
+    [
+        ("relu", 0.0, 0.0),
+        ("relu6", 0.0, 0.0),
+        ("relu6", 6.0, 0.0),
+        ("leaky_relu", 0.0, 0.01),
+        ("hardswish", -3.0, 0.0),
+        ("hardswish", 3.0, 1.0),
+    ],
 )
 def test_derivative_at_a_kink(name, at, slope):
     assert get_activation(name).derivative(np.array([at])) == slope
@@ -42,7 +49,7 @@ def test_derivative_at_a_kink(name, at, slope):
 
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_derivative_equals_central_difference(name):
-    z = np.linspace(-5.0, 5.0, 40)  # no point within 0.1 of a kink
+    z = np.arange(-7.0, 7.0, 0.25) + 0.125  # no point within 0.1 of a kink
     function, derivative = get_activation(name)
     step = 1e-5
     numeric = (function(z + step) - function(z - step)) / (2 * step)
@@ -53,6 +60,7 @@ def test_derivative_equals_central_difference(name):
     ("name", "left", "right", "slope_left", "slope_right"),
     [
         ("relu", 0.0, 1e4, 0.0, 1.0),
+        ("relu6", 0.0, 6.0, 0.0, 0.0),
         ("leaky_relu", -100.0, 1e4, 0.01, 1.0),
         ("sigmoid", 0.0, 1.0, 0.0, 0.0),
         ("tanh", -1.0, 1.0, 0.0, 0.0),
@@ -91,5 +99,7 @@ def test_nan_stays_nan_and_the_input_is_not_changed(name):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"gelu, hardswish, leaky_relu, relu, sigmoid, silu, tanh, but is 'swish'"):
+    with pytest.raises(
+        ValueError, match=r"gelu, hardswish, leaky_relu, relu, relu6, sigmoid, silu, tanh, but is 'swish'"
+    ):
         get_activation("swish")

@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+import batchnorm
 import tolerances as tol
 
 
@@ -28,6 +30,21 @@ def settle(model: nn.Module) -> nn.Module:
                 shift = 1.0 if name.endswith("running_var") else 0.0
                 tensor.copy_(shift + 0.5 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
     return model
+
+
+def runs_fused(model: nn.Module, *args: object) -> int:
+    """Count the calls that really take something over, in one forward."""
+    calls = []
+    original = batchnorm.BatchNorm2d._forward_with
+
+    def watch(layer: nn.Module, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        calls.append(residual is not None or activation is not None)
+        return original(layer, x, residual, activation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batchnorm.nn.batch_norm._BatchNorm, "_forward_with", watch)
+        copy.deepcopy(model)(*(args or (image(),)))
+    return sum(calls)
 
 
 def check(original: nn.Module, converted: nn.Module, make: Callable[..., Tensor] = image) -> None:

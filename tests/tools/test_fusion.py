@@ -12,26 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import batchnorm
-from batchnorm.kernels import activations as kernels
 from batchnorm.tools import blocks
 from tools import zoo
-from tools.same import check, image, settle
-
-
-def _runs_fused(model: nn.Module, *args: object) -> int:
-    """Count the calls that really take something over, in one forward."""
-    calls = []
-    original = batchnorm.BatchNorm2d._forward_with
-
-    def watch(layer: nn.Module, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-        calls.append(residual is not None or activation is not None)
-        return original(layer, x, residual, activation)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batchnorm.nn.batch_norm._BatchNorm, "_forward_with", watch)
-        copy.deepcopy(model)(*(args or (image(),)))
-    return sum(calls)
-
+from tools.same import check, image, runs_fused, settle
 
 FUSED = {
     "sequential": (
@@ -68,6 +51,7 @@ FUSED = {
         for name, activation in {
             "hardswish": nn.Hardswish(inplace=True),
             "silu": nn.SiLU(),
+            "relu6": nn.ReLU6(inplace=True),
         }.items()
     },
     "hand-made swish": (lambda: zoo.ConvNorm(3, 4, zoo.Swish()), {"bn": "fused silu"}),
@@ -99,40 +83,12 @@ def test_fused_models_compute_the_same(name: str, training: bool) -> None:
     converted, report = batchnorm.convert(model, report=True)
     if name != "optional":
         assert {row.name: row.what for row in report} == expected
-    assert _runs_fused(converted) == sum(row.what.count("fused") + row.what.count(" and ") for row in report)
+    assert runs_fused(converted) == sum(row.what.count("fused") + row.what.count(" and ") for row in report)
     check(model, converted)
     check(model, batchnorm.revert(converted))
 
 
-@pytest.mark.parametrize("name", kernels.ACTIVATIONS)
-def test_every_activation_as_module_function_and_method(name: str) -> None:
-    modules = {
-        "relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(), "silu": nn.SiLU(), "hardswish": nn.Hardswish(),
-        "gelu": nn.GELU(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(),
-    }  # fmt: skip
-    forms: list[Callable[[Tensor], Tensor]] = [modules[name], getattr(F, name)]
-    forms += [form for form in (getattr(torch, name, None),) if form is not None]
-    if hasattr(Tensor, name):
-        forms += [lambda y: getattr(y, name)(), lambda y: getattr(y, f"{name}_")()]
-    for form in forms:
-        model = settle(_Function(form))
-        converted, report = batchnorm.convert(model, report=True)
-        assert report["bn"].what == f"fused {name}"
-        assert _runs_fused(converted) == 1
-        check(model, converted)
-
-
-class _Function(nn.Module):
-    def __init__(self, after: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(3)
-        self.after = after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.bn(x)) * 2
-
-
-class _Residual(_Function):
+class _Residual(zoo.After):
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.bn(x), x) * 2
 
@@ -153,23 +109,26 @@ def test_every_form_of_addition(form: str) -> None:
     model = settle(_Residual(ADDITIONS[form]))
     converted, report = batchnorm.convert(model, report=True)
     assert report["bn"].what == "fused add"
-    assert _runs_fused(converted) == 1
+    assert runs_fused(converted) == 1
     check(model, converted)
 
 
 NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "used twice": (zoo.UsedTwice, "its output is used 2 times"),
-    "slope": (lambda: _Function(nn.LeakyReLU(0.2)), "leaky_relu with negative_slope=0.2"),
-    "slope of a function": (lambda: _Function(lambda y: F.leaky_relu(y, 0.3)), "leaky_relu with negative_slope=0.3"),
-    "approximation": (lambda: _Function(lambda y: F.gelu(y, approximate="tanh")), "gelu with approximate=tanh"),
-    "another activation": (lambda: _Function(nn.ReLU6()), "followed by after (ReLU6)"),
+    "slope": (lambda: zoo.After(nn.LeakyReLU(0.2)), "leaky_relu with negative_slope=0.2"),
+    "slope of a function": (lambda: zoo.After(lambda y: F.leaky_relu(y, 0.3)), "leaky_relu with negative_slope=0.3"),
+    "approximation": (lambda: zoo.After(lambda y: F.gelu(y, approximate="tanh")), "gelu with approximate=tanh"),
+    "other bounds": (lambda: zoo.After(nn.Hardtanh(0.0, 5.0)), "hardtanh with max_val=5.0, where the kernels have 6"),
+    "default bounds": (lambda: zoo.After(F.hardtanh), "hardtanh with min_val=-1.0, where the kernels have 0"),
+    "clamp, whose slope at a bound is 1": (lambda: zoo.After(lambda y: y.clamp(0, 6)), "followed by .clamp()"),
+    "another activation": (lambda: zoo.After(nn.ELU()), "followed by after (ELU)"),
     "dropout between": (
         lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.ReLU()),
         "followed by 1 (Dropout)",
     ),
-    "a constant": (lambda: _Function(lambda y: y + 1), "the addition of a constant"),
+    "a constant": (lambda: zoo.After(lambda y: y + 1), "the addition of a constant"),
     "alpha": (lambda: _Residual(lambda y, x: torch.add(y, x, alpha=3)), "an addition with options"),
-    "itself": (lambda: _Function(lambda y: y + y), "its output is added to itself"),
+    "itself": (lambda: zoo.After(lambda y: y + y), "its output is added to itself"),
     "randomness": (zoo.StochasticDepth, "it calls rand on no input"),
     "Python's randomness": (zoo.PythonRandom, "it draws random numbers"),
     "NumPy's randomness": (zoo.NumpyRandom, "it draws random numbers"),
@@ -181,7 +140,7 @@ NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "changed input": (zoo.ChangedInput, "its input might be changed by .mul_()"),
     "changed input in place": (zoo.ChangedInputInPlace, "its input might be changed by imul"),
     "added in place": (zoo.AddedInPlace, "it is added in place to another tensor"),
-    "an object": (lambda: _with(_Function(nn.ReLU()), after=_Callable()), "it reads self.after, a _Callable"),
+    "an object": (lambda: _with(zoo.After(nn.ReLU()), after=_Callable()), "it reads self.after, a _Callable"),
 }
 
 
@@ -216,12 +175,12 @@ def test_what_must_not_fuse_is_swapped_and_computes_the_same(name: str) -> None:
 def test_an_addition_that_broadcasts_or_promotes_is_found_in_the_call() -> None:
     broadcast = settle(zoo.Broadcast())
     converted = batchnorm.convert(broadcast)
-    assert _runs_fused(converted) == 0
+    assert runs_fused(converted) == 0
     check(broadcast, converted)
     promoted = _Residual(lambda y, x: torch.relu(y + x.double()))
     converted = batchnorm.convert(promoted)
     x = image().float()
-    assert _runs_fused(converted, x) == 0
+    assert runs_fused(converted, x) == 0
     result = converted(x)
     assert result.dtype == torch.float64
     torch.testing.assert_close(result, promoted(x), rtol=1e-6, atol=1e-6)
@@ -251,7 +210,7 @@ def test_a_hook_registered_later_sees_what_it_would_have_seen() -> None:
             handle.remove()
             seen.append(outputs)
         torch.testing.assert_close(*seen)
-    assert _runs_fused(converted) == 2
+    assert runs_fused(converted) == 2
 
 
 def test_hooks_there_before_see_the_same_and_forbid_the_fusion() -> None:
@@ -305,7 +264,7 @@ def test_attributes_and_arguments_that_a_forward_reads_may_change() -> None:
 def test_attributes_of_the_layer_that_a_forward_asks_for() -> None:
     model = settle(zoo.AsksItsLayer())
     converted = batchnorm.convert(model)
-    assert _runs_fused(converted) == 1
+    assert runs_fused(converted) == 1
     check(model, converted)
     check(model.eval(), converted.eval())
 
@@ -327,7 +286,7 @@ def test_layers_in_another_mode_than_their_block() -> None:
 
 
 def test_an_activation_with_an_option_changed_later() -> None:
-    model = settle(_Function(nn.LeakyReLU()))
+    model = settle(zoo.After(nn.LeakyReLU()))
     converted = batchnorm.convert(model)
     for one in (model, converted):
         one.after.negative_slope = 0.5
@@ -350,7 +309,7 @@ def test_a_block_stays_what_it_was() -> None:
 def test_copies_are_fused_and_independent(again: Callable[[nn.Module], nn.Module]) -> None:
     model = settle(zoo.ResNet())
     converted = again(batchnorm.convert(model))
-    assert _runs_fused(converted) == 8
+    assert runs_fused(converted) == 8
     check(model, converted)
     check(model, batchnorm.revert(converted))
 

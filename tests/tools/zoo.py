@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -71,6 +72,18 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x)))))
+
+
+class After(nn.Module):
+    """A layer, and any function of its output."""
+
+    def __init__(self, after: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.bn(x)) * 2
 
 
 class ConvNorm(nn.Module):

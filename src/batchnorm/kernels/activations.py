@@ -34,6 +34,9 @@ _aten = torch.ops.aten
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(F.relu, F.relu_, lambda dy, z: _aten.threshold_backward(dy, z, 0)),
+    "relu6": Activation(
+        F.relu6, lambda z: F.relu6(z, inplace=True), lambda dy, z: _aten.hardtanh_backward(dy, z, 0, 6)
+    ),
     "leaky_relu": Activation(
         F.leaky_relu, F.leaky_relu_, lambda dy, z: _aten.leaky_relu_backward(dy, z, LEAKY_SLOPE, False)
     ),

@@ -26,9 +26,8 @@ except ImportError as error:  # built without a compiler (BATCHNORM_NATIVE=0), o
 
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 # The order of the enumeration in csrc/kernels.h.
-_ACTIVATIONS = {
-    name: i for i, name in enumerate([None, "relu", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh"])
-}
+_NAMES = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
+_ACTIVATIONS = {name: i for i, name in enumerate(_NAMES)}
 assert set(ACTIVATIONS) == set(_ACTIVATIONS) - {None}
 
 

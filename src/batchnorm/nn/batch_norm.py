@@ -146,7 +146,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         Of parameters and running statistics.
     bias : bool, default=True
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
-    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+    activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
 
     Raises
@@ -202,7 +202,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         Of parameters and running statistics.
     bias : bool, default=True
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
-    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+    activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
 
     Raises
@@ -258,7 +258,7 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
         Of parameters and running statistics.
     bias : bool, default=True
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
-    activation : {'relu', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
+    activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
 
     Raises

@@ -1,9 +1,9 @@
 """The activations that may follow a normalization: each is a function and its derivative.
 
-The names are those of ``torch.nn.functional``, and so are the values of the derivative at a kink: 0 for relu at 0, the
-slope for leaky_relu at 0, and the values of the flat and of the linear part for hardswish at -3 and 3. No exponential
-here has a positive argument, so nothing overflows however large the input is. Equation numbers refer to
-``DERIVATION.md``, section 7.
+The names are those of ``torch.nn.functional``, and so are the values of the derivative at a kink: 0 for relu at 0 and
+for relu6 at 0 and 6, the slope for leaky_relu at 0, and the values of the flat and of the linear part for hardswish at
+-3 and 3. No exponential here has a positive argument, so nothing overflows however large the input is. Equation numbers
+refer to ``DERIVATION.md``, section 7.
 """
 
 import math
@@ -50,6 +50,14 @@ def _relu(z: Array) -> Array:
 
 def _relu_derivative(z: Array) -> Array:
     return np.where(z <= 0, 0.0, 1.0)  # (35)
+
+
+def _relu6(z: Array) -> Array:
+    return np.clip(z, 0.0, 6.0)  # (35)
+
+
+def _relu6_derivative(z: Array) -> Array:
+    return np.where((z <= 0) | (z >= 6), 0.0, 1.0)  # (35)
 
 
 def _leaky_relu(z: Array) -> Array:
@@ -115,6 +123,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "hardswish": Activation(_hardswish, _hardswish_derivative),
         "leaky_relu": Activation(_leaky_relu, _leaky_relu_derivative),
         "relu": Activation(_relu, _relu_derivative),
+        "relu6": Activation(_relu6, _relu6_derivative),
         "sigmoid": Activation(_sigmoid, _sigmoid_derivative),
         "silu": Activation(_silu, _silu_derivative),
         "tanh": Activation(_tanh, _tanh_derivative),
@@ -129,7 +138,7 @@ def get_activation(name: str | None) -> Activation:
 
     Parameters
     ----------
-    name : {'gelu', 'hardswish', 'leaky_relu', 'relu', 'sigmoid', 'silu', 'tanh'} or None
+    name : {'gelu', 'hardswish', 'leaky_relu', 'relu', 'relu6', 'sigmoid', 'silu', 'tanh'} or None
         gelu is the exact one (erf), the slope of leaky_relu is 0.01. None is the identity.
 
     Returns

@@ -15,6 +15,8 @@ from batchnorm.tools import trace
 
 MODULES: dict[type, str] = {
     nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardtanh: "hardtanh",
     nn.LeakyReLU: "leaky_relu",
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
@@ -24,6 +26,8 @@ MODULES: dict[type, str] = {
 }
 FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
+    F.relu6: "relu6",
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), "hardtanh"),
     **dict.fromkeys((F.leaky_relu, F.leaky_relu_), "leaky_relu"),
     F.silu: "silu",
     F.hardswish: "hardswish",
@@ -38,9 +42,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"negative_slope": LEAKY_SLOPE, "inplace": None},
     "gelu": {"approximate": "none"},
     "relu": {"inplace": None},
+    "relu6": {"inplace": None},
+    "hardtanh": {"min_val": 0, "max_val": 6, "inplace": None},
     "silu": {"inplace": None},
     "hardswish": {"inplace": None},
 }
+#: Options that have another value where they are left out.
+DEFAULTS: dict[str, dict[str, Any]] = {"hardtanh": {"min_val": -1.0, "max_val": 1.0}}
+#: What the kernels call it.
+NAMES = {"hardtanh": "relu6"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def of_call(node: fx.Node) -> Found:
         name = FUNCTIONS.get(node.target)
     if name is None:
         return Found(None)
-    options = dict(zip(OPTIONS.get(name, {}), node.args[1:], strict=False)) | node.kwargs
+    options = DEFAULTS.get(name, {}) | dict(zip(OPTIONS.get(name, {}), node.args[1:], strict=False)) | node.kwargs
     options.pop("input", None)
     return _checked(name, options, {})
 
@@ -92,7 +102,7 @@ def _checked(name: str, options: dict[str, Any], reads: dict[str, Any]) -> Found
             return Found(None, f"{name} with {option}=")
         if allowed[option] not in (None, value):
             return Found(None, f"{name} with {option}={value}, where the kernels have {allowed[option]}")
-    return Found(name, "", reads)
+    return Found(NAMES.get(name, name), "", reads)
 
 
 def _by_forward(module: nn.Module) -> Found:

@@ -51,8 +51,8 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
 
     Notes
     -----
-    Fused are ReLU, leaky ReLU (slope 0.01), SiLU, hard-swish, exact GELU, sigmoid and tanh, as module, function or
-    method, with an addition of two tensors of one shape and dtype before it or alone. Converting a converted model
+    Fused are ReLU, ReLU6, leaky ReLU (slope 0.01), SiLU, hard-swish, exact GELU, sigmoid and tanh, as module, function
+    or method, with an addition of two tensors of one shape and dtype before it or alone. Converting a converted model
     gives the same again. If an exception occurs, the model is as it was.
 
     Examples

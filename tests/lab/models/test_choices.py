@@ -151,7 +151,7 @@ def test_weight_std_is_for_normal():
         make("mlp", initializer="he")
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", "hardswish", "elu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu"])
 def test_the_gain_keeps_the_mean_square(activation):
     # E[(gain f(z))^2] = 1 for z ~ N(0, 1), by the trapezoidal rule; sigmoid and tanh have torch's conventions instead.
     z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)

@@ -171,10 +171,11 @@ def test_saturated_inputs_have_no_slope_or_are_near_an_end(cls: type[nn.Module])
     assert not saturated[(u - 0.5).abs() < 0.3].any()
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh"])
 def test_fused_activations_saturate_where_the_modules_do(name: str) -> None:
     modules = {
         "relu": nn.ReLU(),
+        "relu6": nn.ReLU6(),
         "leaky_relu": nn.LeakyReLU(),
         "silu": nn.SiLU(),
         "hardswish": nn.Hardswish(),

@@ -31,6 +31,7 @@ class Activation:
 #: By their names in `torch.nn.functional`.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(nn.ReLU, nn.init.calculate_gain("relu"), "ReLU", "ReLUs"),
+    "relu6": Activation(nn.ReLU6, 1.414214, "ReLU6", "ReLU6s"),
     "leaky_relu": Activation(nn.LeakyReLU, nn.init.calculate_gain("leaky_relu", 0.01), "leaky ReLU", "leaky ReLUs"),
     "silu": Activation(nn.SiLU, 1.676532, "SiLU", "SiLUs"),
     "gelu": Activation(nn.GELU, 1.533530, "GELU", "GELUs"),

@@ -15,6 +15,7 @@ SATURATED: dict[str, Rule] = {
     "sigmoid": lambda u: u.abs() > math.log(19),  # sigmoid(ln 19) = 0.95
     "tanh": lambda u: u.abs() > math.log(19) / 2,  # tanh(u) = 2 sigmoid(2u) - 1
     "relu": lambda u: u <= 0,
+    "relu6": lambda u: (u <= 0) | (u >= 6),
 }
 
 #: For the others: the slope under which a unit hardly learns, where that of a large input is 1.
@@ -26,12 +27,13 @@ _NAMED: dict[type[nn.Module], Rule] = {
     nn.Sigmoid: SATURATED["sigmoid"],
     nn.Tanh: SATURATED["tanh"],
     nn.ReLU: SATURATED["relu"],
+    nn.ReLU6: SATURATED["relu6"],
     nn.Softsign: lambda u: u.abs() > 9,  # 5% of the range from -1 to 1
 }
 NONLINEARITIES: tuple[type[nn.Module], ...] = (
     *_NAMED,
     *_NEVER,
-    *(nn.ReLU6, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
+    *(nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
     *(nn.Mish, nn.Softplus, nn.LogSigmoid),
 )
 
