@@ -93,7 +93,7 @@ using VD = Vec<double>;
 
 template <class Function>
 inline VD by_lane(VD z, Function function) {
-  VD r;
+  VD r{};
   for (int i = 0; i < kLanes<double>; ++i) r[i] = function(z[i]);
   return r;
 }
