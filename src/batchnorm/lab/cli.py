@@ -70,7 +70,9 @@ class ModelsConfig:
     """List the networks and the normalizations that train knows by name."""
 
 
-Config = ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+Config = (
+    ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+)
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]

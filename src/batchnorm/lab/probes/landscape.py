@@ -12,7 +12,7 @@ from batchnorm.lab.probes.replay import replay
 #: Step sizes in learning rates. The paper spans [1/2, 4] for VGG; it does not say with how many.
 STEPS = tuple(np.geomspace(0.5, 4, 7).tolist())
 #: Share by which rounding may make a point farther or nearer than it was meant to be.
-ROUNDED = 0.01
+ROUNDED = 1e-3
 
 
 class Landscape:

@@ -196,8 +196,8 @@ class Loop:
             if not math.isfinite(value):
                 raise Diverged(f"the training loss became {value} in step {number}")
         guessing = math.log(self.dataset.classes)
-        # A run of a few steps may end high because it began there.
-        if last and mean > max(GUESSING * guessing, at.first_loss):
+        # A run of a few steps may end high because it began there, or be all beginning.
+        if last and at.step > self._config.log_every and mean > max(GUESSING * guessing, at.first_loss):
             raise Diverged(
                 f"the training loss ended at {mean:.3g}, more than {GUESSING:g} times that of guessing, "
                 f"{guessing:.3g}, and above where it began, {at.first_loss:.3g}"
