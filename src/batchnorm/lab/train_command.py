@@ -107,7 +107,7 @@ def first_to_say(sentence: str) -> bool:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     key = f"batchnorm/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{sentence}"

@@ -94,5 +94,6 @@ def load(
         return assemble(name, npz.load(path), validation=validation, seed=seed)
     what = "is none" if path.exists() else "does not exist, and is none"
     raise DataError(
-        f"data must be one of {', '.join(SOURCES)}, an .npz file or a folder of images; got {name!r}, which {what} of them"
+        f"data must be one of {', '.join(SOURCES)}, an .npz file or a folder of images; got {name!r}, which {what} of "
+        "them"
     )
