@@ -282,8 +282,8 @@ def _limits(arms: Sequence[Arm], numbers: Numbers) -> list[str]:
         )
     elif len(arms) > 1 and (between := [steps for arm in arms for steps in evaluation_spacing(arm, numbers.part)]):
         limits.append(
-            f"Accuracy is known where it was evaluated, every {count(max(between))} steps: how many steps an arm took is "
-            "known to that, and so are their ratios."
+            f"Accuracy is known where it was evaluated, every {count(max(between))} steps: how many steps an arm took "
+            "is known to that, and so are their ratios."
         )
     if len(arms) == 2 and len(arms[0].settings) > 1:
         limits.append(

@@ -108,8 +108,8 @@ class Loop:
         Raises
         ------
         Diverged
-            The loss is not finite, or at the end far above guessing and above its beginning. What was recorded and saved
-            before it stays.
+            The loss is not finite, or at the end far above guessing and above its beginning. What was recorded and
+            saved before it stays.
         """
         if self.at.step == 0:
             self._evaluate()
