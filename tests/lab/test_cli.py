@@ -34,6 +34,7 @@ def run(*arguments, cwd):
     [
         (["report", "nowhere"], "nowhere is not a run directory"),
         (["report"], "at least one run directory"),
+        (["train", "--lr", "fast"], "--lr must be one FLOAT; got 'fast'; see batchnorm train --help"),
         (["compare", "--lr", "-1"], "lr must be a finite number above 0; got -1.0"),
         (["compare", "--lr", "fast"], "--lr"),
         (["compare", "--data", "imagenet"], "invalid choice 'imagenet' for argument '--data'"),
@@ -49,6 +50,14 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, message):
     assert line.startswith("batchnorm: error: ")
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_models_lists_every_network_and_normalization(capsys):
+    from batchnorm.lab.models import NORMS, names
+
+    assert cli.main(["models"]) == 0
+    said = capsys.readouterr().out
+    assert all(f" {name} (" in said for name in (*names(), *NORMS))
 
 
 def test_version_and_help(tmp_path):

@@ -21,7 +21,7 @@ from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.compare.config import CompareConfig
 from batchnorm.lab.errors import LabError
-from batchnorm.lab.train_command import TrainCommand
+from batchnorm.lab.train_command import TrainCommand, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
 
@@ -65,10 +65,18 @@ class CheckConfig:
     """Seconds that loading a file, and each of its functions, may take."""
 
 
-Config = CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+@dataclass(frozen=True)
+class ModelsConfig:
+    """List the networks and the normalizations that train knows by name."""
+
+
+Config = (
+    ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+)
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[ModelsConfig, tyro.conf.subcommand("models")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
@@ -102,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match command:
             case TrainCommand():
                 return run_train(command)
+            case ModelsConfig():
+                return _models()
             case ReportConfig():
                 return _report(command)
             case CheckConfig():
@@ -115,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             case _:
                 return _compare(command)
     except LabError as error:
-        sys.stderr.write(f"batchnorm: error: {' '.join(str(error).split())}\n")
+        sentence = " ".join(str(error).split())
+        if first_to_say(sentence):
+            sys.stderr.write(f"batchnorm: error: {sentence}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("batchnorm: interrupted\n")
@@ -208,6 +220,14 @@ def _bench(config: BenchConfig) -> int:
     if run.interrupted:
         sys.stderr.write("batchnorm: interrupted; what was measured is kept\n")
         return INTERRUPTED
+    return DONE
+
+
+def _models() -> int:
+    from batchnorm.lab.models import NORMS, describe
+
+    _say(describe())
+    _say(f"--norm: {', '.join(f'{name} ({kind.words})' for name, kind in NORMS.items())}.")
     return DONE
 
 
@@ -321,10 +341,10 @@ def _tyro(what: Any, arguments: list[str], **settings: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise LabError(_one_line(complaint.getvalue())) from None
+        raise LabError(_one_line(complaint.getvalue(), settings["prog"])) from None
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, command: str) -> str:
     """Take the message out of the box that tyro draws: what stands before its first rule."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
@@ -333,7 +353,9 @@ def _one_line(box: str) -> str:
             break
         words.append(text)
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(words))
-    return f"{message.rstrip('.')}; see batchnorm --help" if message else box
+    wrong = re.match(r"Error parsing (\S+): no type matching (?:{None}\|)?(\S+) could be .* from \[(.*)\]", message)
+    message = "{} must be one {}; got {}".format(*wrong.groups()) if wrong else message
+    return f"{message.rstrip('.')}; see {command} --help" if message else box
 
 
 def _new_directory(config: CompareConfig) -> Path:

@@ -4,16 +4,18 @@ Under torchrun every process runs this; the first alone prints.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_config
 from batchnorm.lab.training.config import TrainConfig
-from batchnorm.lab.training.settings import from_mapping, read_toml, with_length
+from batchnorm.lab.training.settings import from_mapping, nearest, read_toml, with_length
 
 if TYPE_CHECKING:
     from batchnorm.lab.training.run import Outcome
@@ -81,10 +83,38 @@ def parse(arguments: list[str], parser: Callable[..., Any]) -> TrainCommand:
         base = read_toml(named.config)
     elif named.resume:
         base = from_mapping(read_config(named.resume)["config"], str(named.resume / "config.json"))
+    _check_flags(arguments)
     base = with_length(base, epochs=named.epochs is not None, steps=named.steps is not None)
     default = TrainCommand(**{field.name: getattr(base, field.name) for field in fields(TrainConfig)})
     command: TrainCommand = parser(TrainCommand, arguments, default)
     return command
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse an unknown flag with the one that was probably meant; tyro knows no other trainer's names."""
+    flags = {field.name.replace("_", "-") for field in fields(TrainCommand)}
+    switches = {f"no-{field.name.replace('_', '-')}" for field in fields(TrainCommand) if field.type is bool}
+    for word in arguments:
+        flag = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        if word.startswith("--") and flag not in flags | switches | {"help"}:
+            raise LabError(f"--{flag} is no flag of batchnorm train; {nearest(flag, flags, '--')}")
+
+
+def first_to_say(sentence: str) -> bool:
+    """Ask whether this process is the first to say a sentence; without torchrun it is.
+
+    All processes meet the same wrong setting, some before they are a group. They share the store of torchrun's agent.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    key = f"batchnorm/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{sentence}"
+    try:
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10)).add(key, 1) == 1
+    except RuntimeError:  # the agent is gone already: better twice than never
+        return True
 
 
 def run(command: TrainCommand) -> int:
@@ -137,10 +167,11 @@ def run(command: TrainCommand) -> int:
 
 
 def _say_outcome(outcome: "Outcome", say: Callable[[str], None], *, dry: bool) -> None:
-    if dry:
+    if outcome.status == "diverged":
+        kept = "nothing is kept" if dry else f"what was recorded is in {outcome.path}"
+        sys.stderr.write(f"batchnorm: diverged: {outcome.reason}; {kept}\n")
+    elif dry:
         say("dry run: a step with its probes, evaluations, a checkpoint and the weights went through; nothing is kept")
-    elif outcome.status == "diverged":
-        sys.stderr.write(f"batchnorm: diverged: {outcome.reason}; what was recorded is in {outcome.path}\n")
     else:
         say(f"finished after step {outcome.step:,}" + (f": {outcome.reason}" if outcome.reason else ""))
     if dry:

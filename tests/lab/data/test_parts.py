@@ -175,11 +175,11 @@ def test_a_value_that_never_changes_becomes_zero():
 
 
 def test_unknown_names_are_refused_with_what_is_known(tmp_path):
-    with pytest.raises(DataError, match=r"data must be one of digits, mnist, .*; 'cifar' does not exist, and is no"):
+    with pytest.raises(DataError, match=r"one of digits, mnist, .*; got 'cifar', which does not exist, and is none"):
         data.load("cifar")
     file = tmp_path / "table.csv"
     file.touch()
-    with pytest.raises(DataError, match=r"table.csv' is neither"):
+    with pytest.raises(DataError, match=r"table.csv', which is none of them"):
         data.load(str(file))
     with pytest.raises(DataError, match="digits has its own, so leave out --image-size"):
         data.load("digits", image_size=32)

@@ -175,13 +175,13 @@ def test_a_block_adds_its_branch_to_its_shortcut_before_the_last_nonlinearity(na
     branch = x
     for index in (1, 2, 3) if hasattr(block, "conv3") else (1, 2):
         branch = getattr(block, f"bn{index}")(getattr(block, f"conv{index}")(branch))
-        branch = branch if f"bn{index}" == block.last else branch.relu()
+        branch = branch if f"bn{index}" == block.last[1] else branch.relu()
     shortcut = x if block.downsample is None else block.downsample(x)
     torch.testing.assert_close(block(x), (branch + shortcut).relu())
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50"])
-@pytest.mark.parametrize("norm", ["batch", "torch", "group", "layer", "instance"])
+@pytest.mark.parametrize("norm", ["batch", "torch", "group", "layer", "instance", "none"])
 def test_with_zero_init_each_block_starts_as_its_shortcut(name, norm):
     network = make(name, norm, zero_init_residual=True, input_shape=(3, 33, 33))
     for block in (module for module in network.modules() if isinstance(module, Block)):
@@ -190,6 +190,18 @@ def test_with_zero_init_each_block_starts_as_its_shortcut(name, norm):
         assert torch.equal(block(x), shortcut.relu())
     zeros = [key for key, value in network.named_parameters() if key.endswith("weight") and not value.any()]
     assert len(zeros) == sum(isinstance(module, Block) for module in network.modules())
+
+
+def test_without_normalization_a_deep_network_begins_near_guessing_with_zero_init_alone():
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    high, near = (
+        torch.nn.functional.cross_entropy(
+            make("resnet56", "none", zero_init_residual=zero, input_shape=(3, 16, 16))(x), torch.arange(4) % 3
+        )
+        for zero in (False, True)
+    )
+    assert high > 100
+    assert near < 4
 
 
 def test_stochastic_depth_drops_examples_and_keeps_the_mean():

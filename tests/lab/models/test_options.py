@@ -63,7 +63,6 @@ def test_an_option_changes_the_network_or_is_refused(name, option):
         ({"convolutions": 0}, "convolutions must be at least 1"),
         ({"classes": 0}, "classes be at least 1"),
         ({"input_shape": (3, 0, 8)}, "sizes of at least 1"),
-        ({"zero_init_residual": True, "norm": "none"}, "norm none has none. Leave it out, or choose another norm"),
     ],
 )
 def test_a_value_out_of_range_is_refused(options, message):

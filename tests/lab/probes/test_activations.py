@@ -103,6 +103,29 @@ def test_dead_units_are_off_for_every_example(shape: tuple[int, ...], fused: boo
     assert_describes(found, (1e-3 * x / np.sqrt(1 + 1e-5) - 1e-6 + residual).numpy())
 
 
+class Tokens(nn.Module):
+    """Two dense layers on (N, L, D), and a convolution on (N, C, L) after them, each with a ReLU behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.norm, self.act = nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU()
+        self.conv, self.act2 = nn.Conv1d(6, 5, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(self.conv(self.act(self.norm(self.dense(x)))))
+
+
+def test_units_of_tokens_are_in_the_last_axis() -> None:
+    model = Tokens()
+    with torch.no_grad():
+        model.norm.bias.copy_(torch.tensor([10.0, 10, -100, 10, 10]))  # one unit of five is off, for each token
+        model.conv.weight.zero_()
+        model.conv.bias.copy_(torch.tensor([1.0, -1, 1, 1, 1]))
+    found = read(model, torch.randn(8, 6, 4))
+    assert found["act"]["dead"] == 1 / 5
+    assert found["act2"]["dead"] == 1 / 5  # of its channels, axis 1, though the last axis has five places too
+
+
 def test_a_unit_is_dead_only_if_the_whole_batch_says_so() -> None:
     """The sample misses the one value that is alive."""
     x = torch.full((64, 10, 40, 40), -1.0)

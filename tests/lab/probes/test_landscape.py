@@ -110,3 +110,16 @@ def test_parameters_of_the_optimizer_outside_the_model_are_put_back() -> None:
     before = [p.detach().clone() for p in head.parameters()]
     Landscape(model).measure(Step(model, lambda: head(model(torch.ones(3, 2))).square().sum(), optimizer))
     assert all(torch.equal(p, q) for p, q in zip(head.parameters(), before, strict=True))
+
+
+def test_points_that_the_weights_cannot_tell_do_not_count() -> None:
+    def smoothness(lr: float) -> float:
+        torch.manual_seed(0)  # of the dropout
+        model, (x, y) = convnet(), batch()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        return probed(Landscape(model), model, loss_of(model, x, y), optimizer).scalars["smoothness"]
+
+    assert smoothness(1e-6) == pytest.approx(smoothness(1e-4), rel=0.01)
+    # A cosine ends near 0: what the weights then do is rounding, and would be given as a smoothness of 95.
+    assert np.isnan(smoothness(1e-8))
+    assert np.isnan(smoothness(1e-12))

@@ -131,3 +131,29 @@ def test_two_arms_of_which_one_recorded_nothing(tmp_path: Path) -> None:
 
 def test_times_are_written_in_units_that_suit_them() -> None:
     assert [clock(t) for t in (None, 2.84, 48, 720, 12_000)] == ["-", "2.8 s", "48 s", "12 min", "3 h 20 min"]
+
+
+def test_an_arm_no_better_than_guessing_sets_no_target(tmp_path: Path) -> None:
+    none = write_records(tmp_path / "a", [0.1, 0.14, 0.1], norm="none")  # of 360 examples and 10 classes
+    batch = write_records(tmp_path / "b", [0.1, 0.5, 0.6])
+    arms = read_arms([none, batch])
+    numbers = summarize(arms)
+    assert numbers.target is None
+    answer = verdict(arms, numbers)
+    assert answer.headline == "norm=batch ended highest, at 60.0% test accuracy."
+    assert any("norm=none did no better than guessing" in limit for limit in answer.limits)
+    better = write_records(tmp_path / "c", [0.1, 0.16, 0.1], norm="none")  # beyond three standard errors
+    assert summarize(read_arms([better, batch])).target == 0.16
+
+
+def test_a_comparison_says_what_limits_it(tmp_path: Path) -> None:
+    none = write_records(tmp_path / "a", [0.1, 0.6], norm="none", lr=0.01, every=50, status="interrupted")
+    batch = write_records(tmp_path / "b", [0.5, 0.8], lr=0.1, every=50)
+    arms = read_arms([none, batch])
+    numbers = summarize(arms)
+    limits = " ".join(verdict(arms, numbers).limits)
+    assert "every 50 steps" in limits
+    assert "differ in norm and lr: this page cannot say which" in limits
+    assert "over those that were interrupted" in tables(numbers)[0].note
+    alone = read_arms([batch])
+    assert "differ in" not in " ".join(verdict(alone, summarize(alone)).limits)

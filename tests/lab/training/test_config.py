@@ -40,6 +40,8 @@ from batchnorm.reference import schedules as reference
         ({"batch_size": 4, "accumulate": 3}, "each of the 3 pieces of a batch needs two examples"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
         ({"norm_momentum": 1.5}, "norm_momentum must be at most 1"),
+        ({"seed": 2**32}, "seed must be below 2**32; got 4294967296"),
+        ({"split_seed": 2**32}, "split_seed must be below 2**32"),
         ({"target_accuracy": 95.0}, "target_accuracy must be above 0 and at most 1; got 95.0"),
     ],
 )
@@ -79,6 +81,23 @@ def _parsed(*arguments: str) -> TrainConfig:
     return command.settings()
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--weight-decay=1", "--weight-decay is no flag of batchnorm train; did you mean '--l2'?"),
+        ("--modle", "did you mean '--model'?"),
+        ("--no-epochs", "--no-epochs is no flag"),
+        ("--qqqq", "batchnorm train --help lists them"),
+        ("--lr", "Missing value for argument '--lr'"),
+    ],
+)
+def test_an_unknown_flag_is_refused_with_the_one_that_was_meant(flag: str, message: str) -> None:
+    with pytest.raises(LabError) as error:
+        _parsed(flag)
+    assert message in str(error.value)
+    assert _parsed("--batch_size=32", "--no-convert", "--probes").batch_size == 32
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('lr = 0.5\nbatch-size = 32\nprobes = ["shift"]\nout = "there"\nepochs = 3\nconvert = true\n')
@@ -115,6 +134,7 @@ def test_config_json_gives_the_config_back() -> None:
         ({"norm": "none", "lr": 0.3}, ("momentum", 0.3, 64, 20, "cosine", 1)),
         ({"data": "cifar10", "model": "resnet56"}, ("momentum", 0.1, 128, 164, "step", None)),
         ({"data": "cifar10", "model": "densenet40", "epochs": 1}, ("nesterov", 0.1, 64, 1, "step", None)),
+        ({"data": "cifar100", "model": "resnet20"}, ("momentum", 0.1, 128, 164, "step", None)),
         ({"data": "cifar10", "model": "mine:net", "steps": 9}, ("momentum", 0.1, 64, None, "cosine", None)),
     ],
 )
@@ -122,7 +142,7 @@ def test_what_nobody_said_comes_from_the_recipe(settings, expected) -> None:
     config = resolve(TrainConfig(**settings))
     found = config.optimizer, config.lr, config.batch_size, config.epochs, config.schedule, config.threads
     assert found == expected
-    assert (config.flip, config.crop) == ((True, 4) if config.data == "cifar10" else (False, 0))
+    assert (config.flip, config.crop) == ((True, 4) if config.data.startswith("cifar10") else (False, 0))
 
 
 def test_cadences_follow_the_length() -> None:

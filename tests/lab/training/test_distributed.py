@@ -23,6 +23,7 @@ from lab.training.ranks import network
 from lab.training.runs import plain, points, without_times
 
 TESTS = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("two")
     program = [str(Path(__file__).with_name("ranks.py")), str(directory)]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program],
+        [*LAUNCH, *program],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -121,3 +122,19 @@ def test_one_process_does_not_go_on_with_the_run_of_two(two: Path) -> None:
             model=network("batch"),
         )
     assert without_times(read_train_run(two / "longer").of_kind("train"))[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("setting", [("--lr", "-1"), ("--model", "nix")])  # before and after there is a group
+def test_what_is_wrong_for_all_processes_is_said_once(setting: tuple[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*LAUNCH, "-m", "batchnorm", "train", *setting],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(batchnorm.__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("batchnorm: error: ") == 1
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from batchnorm.lab.data import InMemory
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_train_run
 from batchnorm.lab.training import TrainConfig, checkpoints, train
-from batchnorm.lab.training.evaluation import evaluation_mode, evenly
+from batchnorm.lab.training.evaluation import evaluation_mode, fixed_subset
 from batchnorm.lab.training.progress import Progress, training_progress
 from batchnorm.lab.training.run import Talk
 from batchnorm.lab.training.step import Stepper
@@ -142,6 +143,25 @@ def test_a_run_that_ends_far_above_guessing_has_diverged(tmp_path: Path) -> None
     outcome = train(config(tmp_path / "run", **settings), dataset=points(), model=_network(torch.nn.Identity))
     assert outcome.status == "diverged"
     assert "more than 2 times that of guessing, 1.1" in outcome.reason
+
+
+def test_a_short_run_that_ends_high_because_it_began_there_has_not_diverged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _network(torch.nn.Identity)
+    with torch.no_grad():
+        model[-1].weight.mul_(100)
+    settings = {**OWN, "lr": 1e-6, "optimizer": "sgd", "warmup_steps": 0, "steps": 6}
+    outcome = train(config(tmp_path / "run", **settings), dataset=points(), model=model)
+    first = read_train_run(tmp_path / "run").of_kind("train")[-1]["loss"]
+    assert first > 2 * math.log(3)
+    assert outcome.status == "finished"
+
+
+def test_a_run_that_is_all_beginning_is_not_judged(tmp_path: Path) -> None:
+    settings = {**OWN, "lr": 100.0, "optimizer": "sgd", "warmup_steps": 0, "steps": 4}
+    outcome = train(config(tmp_path / "run", **settings), dataset=points(), model=_network(torch.nn.Identity))
+    assert outcome.scores["test"].loss > 2 * math.log(3)
+    assert outcome.status == "finished"
 
 
 def test_a_target_accuracy_ends_the_run(tmp_path: Path) -> None:
@@ -274,12 +294,22 @@ def test_evaluation_leaves_every_mode_as_it_was() -> None:
     assert [module.training for module in model] == [True, False, True, True]
 
 
-def test_a_subset_is_spread_evenly_over_the_part() -> None:
+def test_a_subset_is_always_the_same_and_each_example_in_it_once() -> None:
     part = InMemory(torch.arange(10.0).view(10, 1), torch.arange(10))
-    subset = evenly(part, 4)
-    assert subset.targets.tolist() == [0, 2, 5, 7]
-    assert subset.fetch(torch.tensor([3, 1])).flatten().tolist() == [7, 2]
-    assert len(evenly(part, 99)) == 10
+    subset = fixed_subset(part, 4)
+    assert subset.targets.tolist() == fixed_subset(part, 4).targets.tolist() == sorted(set(subset.targets.tolist()))
+    assert len(subset) == 4
+    assert subset.fetch(torch.tensor([3, 1])).flatten().tolist() == subset.targets[[3, 1]].tolist()
+    assert fixed_subset(part, 99).targets.tolist() == list(range(10))
+
+
+def test_a_subset_of_sources_that_alternate_holds_as_much_of_each() -> None:
+    # MNIST's do: every 30th digit, 2000 of 60000, is of one source, on which a network is 3 points worse.
+    sources = torch.arange(60_000) % 2
+    part = InMemory(torch.zeros(60_000, 1), sources)
+    share = fixed_subset(part, 2000).targets.double().mean().item()
+    assert abs(share - 0.5) < 4 * (0.25 / 2000) ** 0.5  # four standard errors
+    assert sources[torch.arange(2000) * 30].sum() == 0  # evenly spaced
 
 
 def test_training_takes_the_modes_and_formats_it_is_asked_for(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def load(
         return assemble(name, SOURCES[name].parts(data_dir), validation=validation, seed=seed)
     if path.suffix == ".npz":
         return assemble(name, npz.load(path), validation=validation, seed=seed)
-    what = "is neither" if path.exists() else "does not exist, and is no"
+    what = "is none" if path.exists() else "does not exist, and is none"
     raise DataError(
-        f"data must be one of {', '.join(SOURCES)}, an .npz file or a folder of images; {name!r} {what} of them"
+        f"data must be one of {', '.join(SOURCES)}, an .npz file or a folder of images; got {name!r}, which {what} of "
+        "them"
     )

@@ -63,7 +63,7 @@ def build(
     stochastic_depth : float, default=0.0
         Probability to drop the last residual branch; it falls linearly to the first.
     zero_init_residual : bool, default=False
-        Whether the last normalization of each residual branch starts with weight 0.
+        Whether the last weight in each residual branch, that of its normalization or else convolution, starts at 0.
     width : float, default=1.0
         Factor of all numbers of channels.
     hidden : tuple of int, optional

@@ -30,7 +30,7 @@ class Recipe:
     stochastic_depth : float, default=0.0
         Probability to drop the last residual branch; it falls linearly to the first.
     zero_init_residual : bool, default=False
-        Whether the last normalization of each residual branch starts with weight 0.
+        Whether the last weight in each residual branch, that of its normalization or else convolution, starts at 0.
     width : float, default=1.0
         Factor of all numbers of channels.
     hidden : tuple of int, optional
@@ -80,11 +80,6 @@ class Recipe:
             raise LabError("channels must hold at least one stage; got none")
         if self.convolutions is not None and self.convolutions < 1:
             raise LabError(f"convolutions must be at least 1 in each stage; got {self.convolutions}")
-        if self.zero_init_residual and self.normalization.bias:
-            raise LabError(
-                "zero_init_residual sets the weight of a normalization, and norm none has none. "
-                "Leave it out, or choose another norm"
-            )
 
     @property
     def nonlinearity(self) -> Activation:

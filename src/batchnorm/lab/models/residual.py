@@ -103,7 +103,7 @@ class Block(nn.Module):
     """
 
     expansion: ClassVar[int]
-    last: ClassVar[str]  # name of the normalization that ends the branch
+    last: ClassVar[tuple[str, str]]  # names of the convolution and the normalization that end the branch
 
     def __init__(
         self, recipe: Recipe, inputs: int, width: int, stride: int, drop_prob: float, shortcut: Shortcut
@@ -127,7 +127,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions and the shortcut around them."""
 
     expansion = 1
-    last = "bn2"
+    last = ("conv2", "bn2")
 
     def _make_branch(self, recipe: Recipe, inputs: int, width: int, stride: int) -> None:
         self.conv1 = recipe.conv(inputs, width, 3, stride)
@@ -149,7 +149,7 @@ class Bottleneck(Block):
     """A 1x1, a 3x3 and a 1x1 convolution, and the shortcut around them; the 3x3 one has the stride."""
 
     expansion = 4
-    last = "bn3"
+    last = ("conv3", "bn3")
 
     def _make_branch(self, recipe: Recipe, inputs: int, width: int, stride: int) -> None:
         self.conv1 = recipe.conv(inputs, width, 1)
@@ -206,7 +206,12 @@ def stages(
 
 
 def zero_last(network: nn.Module) -> None:
-    """Set the weight of the normalization that ends each branch to 0: each block starts as its shortcut."""
-    for module in network.modules():
-        if isinstance(module, Block):
-            nn.init.zeros_(getattr(module, module.last).weight)
+    """Set the last weight in each branch to 0, that of its normalization: each block starts as its shortcut.
+
+    Without normalization it is that of the convolution, the first rule of Fixup (Zhang, Dauphin and Ma 2019,
+    :arxiv:`1901.09321`): otherwise the variance doubles in every block, and training begins at losses of thousands.
+    """
+    for block in network.modules():
+        if isinstance(block, Block):
+            convolution, normalization = (getattr(block, name) for name in block.last)
+            nn.init.zeros_((convolution if isinstance(normalization, nn.Identity) else normalization).weight)

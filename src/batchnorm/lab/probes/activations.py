@@ -27,7 +27,8 @@ class Activations:
 
     Nonlinearities are found by type: torch's modules, and this package's layers with an activation, given or fused into
     their call by ``convert``, under the name of the layer. The input of a fused one never exists; it is computed again
-    from the layer's input and statistics. Channels are axis 1, and one is a unit.
+    from the layer's input and statistics. A channel is a unit. Channels are axis 1; or the last axis, as in a
+    transformer, where the layer defined before the nonlinearity acts on that one and makes as many.
 
     ``saturated`` is the share of values at which a unit hardly learns: its output is within 5% of an end of its range
     (sigmoid, tanh, softsign), or its slope is under 0.05; never for leaky ReLUs. ``dead`` is the share of units that
@@ -50,6 +51,7 @@ class Activations:
         modules = [m for m in model.modules() if isinstance(m, NONLINEARITIES) or swap.is_ours(m)]
         self._calls = Calls(model, modules, self._see)
         self._seen: dict[str, _Seen] = {}
+        self._widths = _widths(model)
 
     def watch(self) -> AbstractContextManager[None]:
         """Watch one training step, forward and backward: the block."""
@@ -71,7 +73,7 @@ class Activations:
             before: _Before = _Normalized(call)
             rule = rule_named(call.activation)
         else:
-            before, rule = _Before(call), rule_of(call.module)
+            before, rule = _Before(call, self._widths.get(call.module)), rule_of(call.module)
         values = before.sample()
         if values.numel() == 0:
             return
@@ -88,19 +90,36 @@ def _dead(before: "_Before", saturated: Tensor, rule: Rule) -> float:
     return int(dead.sum()) / saturated.shape[1]
 
 
-class _Before:
-    """The input of a nonlinearity, as the module gets it."""
+def _widths(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the sizes of the last axis for the nonlinearities whose units may be there."""
+    widths, width = {}, None
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            width = module.out_features
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            width = module.normalized_shape[-1]
+        elif isinstance(module, NONLINEARITIES):
+            if width is not None:
+                widths[module] = width
+        elif next(module.parameters(recurse=False), None) is not None:
+            width = None
+    return widths
 
-    def __init__(self, call: Call) -> None:
+
+class _Before:
+    """The input of a nonlinearity, as the module gets it, with the units in axis 1."""
+
+    def __init__(self, call: Call, width: int | None = None) -> None:
         self.call = call
+        self.x = call.x.movedim(-1, 1) if call.x.dim() > 2 and call.x.shape[-1] == width else call.x
 
     def sample(self) -> Tensor:
         """Return some of each unit's values, of shape (n, units, positions)."""
-        return sample(self.call.x)
+        return sample(self.x)
 
     def units(self, which: Tensor) -> Tensor:
         """Return all values of some units, of shape (N, units, positions)."""
-        return by_unit(self.call.x)[:, which]
+        return by_unit(self.x)[:, which]
 
 
 class _Normalized(_Before):

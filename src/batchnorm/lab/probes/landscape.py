@@ -11,6 +11,8 @@ from batchnorm.lab.probes.replay import replay
 
 #: Step sizes in learning rates. The paper spans [1/2, 4] for VGG; it does not say with how many.
 STEPS = tuple(np.geomspace(0.5, 4, 7).tolist())
+#: Share by which rounding may make a point farther or nearer than it was meant to be.
+ROUNDED = 1e-3
 
 
 class Landscape:
@@ -24,7 +26,8 @@ class Landscape:
     ``distance_low`` and ``distance_high`` are the nearest and farthest point. ``loss`` is that at the weights.
 
     It costs eight forward and backward passes, and three copies of the weights. A loss that is not finite counts as
-    infinite; ``smoothness`` is NaN where the gradient is zero.
+    infinite. A point that is so near that the weights cannot tell it (they are rounded, and a schedule may end at a
+    rate of 0) does not count for ``smoothness``, which is NaN where no point does, as with a gradient of zero.
 
     Parameters
     ----------
@@ -59,9 +62,10 @@ class Landscape:
         }
         parameters = list(rates)
         start = [parameter.data for parameter in parameters]
-        losses, changes, distances = [], [], []
+        losses, changes, distances, ratios = [], [], [], [float("nan")]
         with replay(step) as replayed:
             loss, gradients = replayed.gradients(parameters)
+            unit = norm([rates[p] * gradient for p, gradient in zip(parameters, gradients, strict=True)])
             for size in STEPS:
                 for parameter, origin, gradient in zip(parameters, start, gradients, strict=True):
                     parameter.data = (origin - size * rates[parameter] * gradient).to(origin.dtype)
@@ -69,6 +73,8 @@ class Landscape:
                 losses.append(met if np.isfinite(met) else float("inf"))
                 changes.append(norm([h - g for g, h in zip(gradients, others, strict=True)]))
                 distances.append(norm([p.data - origin for p, origin in zip(parameters, start, strict=True)]))
+                if abs(distances[-1] - size * unit) < ROUNDED * size * unit:
+                    ratios.append(changes[-1] / distances[-1])
         return Reading(
             {
                 "loss": loss,
@@ -76,12 +82,8 @@ class Landscape:
                 "loss_high": max(losses),
                 "gradient_change_low": float(np.min(changes)),
                 "gradient_change_high": float(np.max(changes)),
-                "smoothness": float(np.max([_ratio(c, d) for c, d in zip(changes, distances, strict=True)])),
+                "smoothness": float(np.fmax.reduce(ratios)),
                 "distance_low": min(distances),
                 "distance_high": max(distances),
             }
         )
-
-
-def _ratio(change: float, distance: float) -> float:
-    return change / distance if distance else float("nan")

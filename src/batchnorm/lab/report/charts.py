@@ -14,6 +14,7 @@ from batchnorm.lab.report.series import Floats, Quantity, Series, Track, number,
 
 POINTS = 300  # of a curve, on a page with few arms
 FEWEST_POINTS = 60
+FAR = 100  # times beyond its curve a band reaches and would press it flat
 
 PART_NAMES = {
     "test": "test data",
@@ -185,12 +186,14 @@ def _chart(
 
 def _wide(found: Sequence[Quantity]) -> bool:
     """Whether a quantity that is never negative spans so much that a linear axis would hide its end."""
-    values = np.concatenate([series.mean for one in found for series in one.series.values()] or [np.array([])])
-    values = values[np.isfinite(values)]
+    series = [one for quantity in found for one in quantity.series.values()]
+    values = np.concatenate([one.mean for one in series] or [np.array([])])
+    bands = np.concatenate([one.high for one in series] or [np.array([])])
+    values, bands = values[np.isfinite(values)], bands[np.isfinite(bands)]
     if not values.size or values.min() <= 0:
         return False
     low, high = np.percentile(values, (2, 98))
-    return bool(high > 20 * low)
+    return bool(high > 20 * low or bands.max(initial=0) > FAR * high)
 
 
 def _metric(arms: Sequence[Arm], kind: str, key: str, label: str | None = None) -> Quantity | None:

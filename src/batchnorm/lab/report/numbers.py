@@ -132,7 +132,8 @@ class Numbers:
 def summarize(arms: Sequence[Arm]) -> Numbers:
     """Compute every number that is shown anywhere.
 
-    The target is the best accuracy that the first arm reached in each of its runs: the lowest of their best ones.
+    The target is the best accuracy that the first arm reached in each of its runs: the lowest of their best ones. An
+    arm that did no better than guessing sets none.
 
     Parameters
     ----------
@@ -148,6 +149,8 @@ def summarize(arms: Sequence[Arm]) -> Numbers:
     best = [best_evaluation(run, part, chosen_on)[0] for run in arms[0].basis]
     known = [accuracy for accuracy in best if accuracy is not None]
     target = min(known) if known and arms[0].basis[0].status in {"finished", "interrupted"} else None
+    if target is not None and target <= guessing(arms[0].runs[0], part):
+        target = None
     return Numbers(part, chosen_on, target, [_arm(arm, part, chosen_on, target) for arm in arms])
 
 
@@ -205,6 +208,20 @@ def best_evaluation(run: TrainRun, part: str | None, chosen_on: str | None) -> t
             return float(own.values[own.steps == step][0]), float(step)
     index = int(np.nanargmax(own.values))
     return float(own.values[index]), float(own.steps[index])
+
+
+def guessing(run: TrainRun, part: str | None) -> float:
+    """Give the accuracy that guessing hardly exceeds: one over the classes, and three standard errors on a part."""
+    data = run.config["data"]
+    chance = 1 / data["classes"]
+    examples = data["train" if part == "train_evaluation" else part or "test"]
+    return float(chance + 3 * (chance * (1 - chance) / examples) ** 0.5)
+
+
+def evaluation_spacing(arm: Arm, part: str | None) -> list[float]:
+    """Give for each run of an arm the steps between its evaluations, where there are several: the median."""
+    found = [np.diff(accuracy(run, part).steps) for run in arm.runs] if part else []
+    return [float(np.median(steps)) for steps in found if steps.size]
 
 
 def accuracy(run: TrainRun, part: str) -> Track:

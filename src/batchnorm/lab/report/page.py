@@ -242,7 +242,10 @@ def _definitions(numbers: Numbers) -> list[tuple[str, str]]:
             "gap",
             "Accuracy on a fixed part of the training data minus accuracy on new data, in evaluation mode, at the end.",
         ),
-        ("diverged", "The loss was not finite; the run ended there and counts as a failure."),
+        (
+            "diverged",
+            "The loss was not finite, and the run ended there; or it ended far above guessing and where it began.",
+        ),
         (
             "training subset",
             "A fixed part of the training data, evaluated as the test data are: without augmentation or dropout.",

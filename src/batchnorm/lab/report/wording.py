@@ -5,7 +5,7 @@ from typing import Any
 
 from batchnorm.lab.page import text
 from batchnorm.lab.report.arms import Arm, seed_of, settings_of
-from batchnorm.lab.report.numbers import ArmNumbers, Numbers, RunNumbers, Spread
+from batchnorm.lab.report.numbers import ArmNumbers, Numbers, RunNumbers, Spread, evaluation_spacing
 from batchnorm.lab.wording import Table, Verdict, count, factor, percent
 
 PARTS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
@@ -78,6 +78,8 @@ def _arm_table(numbers: Numbers) -> Table:
 
 def _arm_note(numbers: Numbers, *, several: bool) -> str:
     words = ["Mean ± standard deviation over the runs that finished."]
+    if any(arm.basis == "interrupted" for arm in numbers.arms):
+        words.append("Of an arm in which none did: over those that were interrupted.")
     if numbers.chosen_on is not None and numbers.part is not None:
         words.append(
             f"Best: at the evaluation with the highest {PARTS[numbers.chosen_on]} accuracy"
@@ -172,7 +174,7 @@ def _alone_numbers(arm: ArmNumbers) -> list[str]:
     runs = [run for run in arm.runs if run.status == arm.basis]
     if arm.best_accuracy is not None:
         steps = sorted(f"{run.best_step:,.0f}" for run in runs if run.best_step is not None)
-        where = f"at step {steps[0]}" if len(steps) == 1 else f"at steps {', '.join(steps[:-1])} and {steps[-1]}"
+        where = f"at step{'' if len(steps) == 1 else 's'} {_and(steps)}"
         sentences.append(f"Best evaluation: {spread(arm.best_accuracy)}, {where if len(steps) < 6 else 'on the way'}.")
     if arm.final_loss is not None:
         sentences.append(f"Loss at the last evaluation: {spread(arm.final_loss, share=False)}.")
@@ -273,6 +275,20 @@ def _limits(arms: Sequence[Arm], numbers: Numbers) -> list[str]:
             limits.append(f"{group.name} holds runs with the same seed, which are not independent.")
     if numbers.part is not None and numbers.part == numbers.chosen_on == "test":
         limits.append("Best accuracies were chosen on the test data themselves, so they are slightly optimistic.")
+    if numbers.target is None and len(arms) > 1 and numbers.arms[0].best_accuracy is not None:
+        limits.append(
+            f"{numbers.arms[0].name} did no better than guessing, so there is no accuracy that it reached to count the "
+            "steps to."
+        )
+    elif len(arms) > 1 and (between := [steps for arm in arms for steps in evaluation_spacing(arm, numbers.part)]):
+        limits.append(
+            f"Accuracy is known where it was evaluated, every {count(max(between))} steps: how many steps an arm took "
+            "is known to that, and so are their ratios."
+        )
+    if len(arms) == 2 and len(arms[0].settings) > 1:
+        limits.append(
+            f"The arms differ in {_and(list(arms[0].settings))}: this page cannot say which made the difference."
+        )
     limits += [
         f"The arms were not {what}: {consequence}."
         for what, consequence, values in (
@@ -283,6 +299,11 @@ def _limits(arms: Sequence[Arm], numbers: Numbers) -> list[str]:
         if len(set(values)) > 1
     ]
     return limits
+
+
+def _and(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _how(status: str) -> str:

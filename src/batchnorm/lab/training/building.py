@@ -11,7 +11,7 @@ from batchnorm.lab.data import Augmentation, Dataset, Loader, load
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Normalization, build, describe_network, parameter_count
 from batchnorm.lab.training.config import TrainConfig
-from batchnorm.lab.training.evaluation import evenly
+from batchnorm.lab.training.evaluation import fixed_subset
 from batchnorm.lab.training.recipes import resolve, resolve_cadence
 
 
@@ -89,8 +89,8 @@ def make_subject(
         held = dataset.validation
         dataset = replace(
             dataset,
-            test=evenly(dataset.test, config.batch_size),
-            validation=None if held is None else evenly(held, config.batch_size),
+            test=fixed_subset(dataset.test, config.batch_size),
+            validation=None if held is None else fixed_subset(held, config.batch_size),
         )
     least = 2 * config.accumulate * world
     if config.batch_size < least:

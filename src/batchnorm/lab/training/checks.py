@@ -48,6 +48,8 @@ def check(config: Any) -> None:
     for least, names in AT_LEAST.items():
         for name in names:
             _require(name, getattr(config, name), lambda value, least=least: value >= least, f"at least {least}")
+    for name in ("seed", "split_seed"):
+        _require(name, getattr(config, name), lambda value: value < 2**32, "below 2**32")
     _require("norm_momentum", config.norm_momentum, lambda value: value <= 1, "at most 1, the weight of the new batch")
     _require("target_accuracy", config.target_accuracy, lambda value: 0 < value <= 1, "above 0 and at most 1")
     _require(

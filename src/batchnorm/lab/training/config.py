@@ -50,11 +50,11 @@ class TrainConfig:
     """Fixes which examples are held out; apart from the seed, so that runs of several seeds are judged alike."""
 
     flip: bool | None = None
-    """Mirror training images left and right, half of the time. None: on cifar10."""
+    """Mirror training images left and right, half of the time. None: on CIFAR."""
 
     crop: int | None = None
     """Pixels by which training images are padded before a random part of the former size is cut out; 0 for none. None:
-    4 on cifar10, else 0."""
+    4 on CIFAR, else 0."""
 
     padding: Literal["zero", "reflect"] = "zero"
     """What crop pads with."""
@@ -113,7 +113,8 @@ class TrainConfig:
     """Probability that the last residual branch is dropped for an example; earlier ones linearly less."""
 
     zero_init_residual: bool = False
-    """Start the last normalization of each residual branch with weight 0, so that a block starts as the identity."""
+    """Start the last weight in each residual branch at 0, that of its normalization or else convolution, so that a
+    block starts as the identity."""
 
     seed: int = 0
     """Fixes the initial weights, the order of the data, their augmentation and every mask of dropout."""

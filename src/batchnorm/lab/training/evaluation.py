@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -71,10 +72,13 @@ class Subset:
         return self.whole.fetch(self.indices[indices])
 
 
-def evenly(examples: Examples, count: int) -> Subset:
-    """Choose at most ``count`` examples, evenly spaced: always the same."""
-    count = min(count, len(examples))
-    return Subset(examples, torch.arange(count) * len(examples) // max(1, count))
+def fixed_subset(examples: Examples, count: int) -> Subset:
+    """Choose at most ``count`` examples at random: always the same, whatever the seed of the run.
+
+    Not evenly spaced ones: MNIST's files alternate between two sources of digits, so that every 30th is of one source.
+    """
+    chosen = np.random.default_rng(0).permutation(len(examples))[:count]
+    return Subset(examples, torch.from_numpy(np.sort(chosen)))
 
 
 def batch_of_evaluation(config: TrainConfig, world: int) -> int:
@@ -219,7 +223,7 @@ def parts_of(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
     parts = {} if dataset.validation is None else {"validation": dataset.validation}
     parts["test"] = dataset.test
     if config.train_subset:
-        parts["train_evaluation"] = evenly(dataset.train, config.train_subset)
+        parts["train_evaluation"] = fixed_subset(dataset.train, config.train_subset)
     return parts
 
 

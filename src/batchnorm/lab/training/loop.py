@@ -26,12 +26,12 @@ from batchnorm.lab.training.randomness import random_state, restore_random_state
 from batchnorm.lab.training.schedules import Schedule
 from batchnorm.lab.training.step import Stepper
 
-#: A run whose loss ends above this many times that of guessing has learned nothing.
+#: A run whose loss ends above this many times that of guessing, and above where it began, has diverged.
 GUESSING = 2.0
 
 
 class Diverged(Exception):  # noqa: N818  # an ending, not an error
-    """The loss is not finite, or the run ended far above guessing."""
+    """The loss is not finite, or the run ended far above guessing and above its beginning."""
 
 
 @dataclass
@@ -48,12 +48,15 @@ class Position:
         Training losses since the last record; tensors until they are read, as reading waits for the device.
     durations : list of float
         Seconds of these steps, with the wait for data.
+    first_loss : float or None
+        Training loss of the first step, once it is read.
     """
 
     step: int = 0
     seconds: float = 0.0
     losses: list[Any] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
+    first_loss: float | None = None
 
 
 @dataclass
@@ -105,7 +108,8 @@ class Loop:
         Raises
         ------
         Diverged
-            The loss is not finite, or at the end far above guessing. What was recorded and saved before it stays.
+            The loss is not finite, or at the end far above guessing and above its beginning. What was recorded and
+            saved before it stays.
         """
         if self.at.step == 0:
             self._evaluate()
@@ -146,7 +150,9 @@ class Loop:
         stepper.plain_optimizer.load_state_dict(state["optimizer"])
         stepper.fabric.strategy.precision.load_state_dict(state["precision"])
         own = state["processes"][stepper.fabric.global_rank]
-        self.at = Position(state["step"], state["seconds"], list(own["losses"]), list(state["durations"]))
+        self.at = Position(
+            state["step"], state["seconds"], list(own["losses"]), list(state["durations"]), state["first_loss"]
+        )
         restore_random_state(own["random"])
 
     def _save(self) -> None:
@@ -164,6 +170,7 @@ class Loop:
                 "step": self.at.step,
                 "seconds": self.at.seconds,
                 "durations": self.at.durations,
+                "first_loss": self.at.first_loss,
                 "processes": processes,
             }
             checkpoints.save(self.directory, self.at.step, state)
@@ -173,6 +180,7 @@ class Loop:
         fabric, at = self.stepper.fabric, self.at
         shares = torch.stack([torch.as_tensor(loss, dtype=torch.float32, device=fabric.device) for loss in at.losses])
         losses = (total(fabric, shares) / fabric.world_size).tolist()
+        at.first_loss = losses[0] if at.first_loss is None else at.first_loss
         mean, rate = statistics.fmean(losses), self._batch_size * len(losses) / sum(at.durations)
         self.journal.metrics(
             "train",
@@ -189,9 +197,11 @@ class Loop:
             if not math.isfinite(value):
                 raise Diverged(f"the training loss became {value} in step {number}")
         guessing = math.log(self.dataset.classes)
-        if last and mean > GUESSING * guessing:
+        # A run of a few steps may end high because it began there, or be all beginning.
+        if last and at.step > self._config.log_every and mean > max(GUESSING * guessing, at.first_loss):
             raise Diverged(
-                f"the training loss ended at {mean:.3g}, more than {GUESSING:g} times that of guessing, {guessing:.3g}"
+                f"the training loss ended at {mean:.3g}, more than {GUESSING:g} times that of guessing, "
+                f"{guessing:.3g}, and above where it began, {at.first_loss:.3g}"
             )
 
     def _evaluate(self) -> bool:

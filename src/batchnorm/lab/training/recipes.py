@@ -59,7 +59,7 @@ PLAIN_DESCENT = ("sgd", "momentum", "nesterov")
 WITHOUT_NORMALIZATION = 10
 
 #: Of He et al. 2015, as the recipe of resnet: each side is padded with four pixels.
-CIFAR_CROP = 4
+CIFAR, CIFAR_CROP = ("cifar10", "cifar100"), 4
 SMALL_DATA = ("digits",)
 MOST_STEPS_BETWEEN_EVALUATIONS = 500
 PROBES_IN_A_RUN = 100
@@ -95,8 +95,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         batch_size=config.batch_size or recipe.batch_size,
         epochs=config.epochs or epochs,
         l2=recipe.l2 if config.l2 is None else config.l2,
-        flip=config.data == "cifar10" if config.flip is None else config.flip,
-        crop=(CIFAR_CROP if config.data == "cifar10" else 0) if config.crop is None else config.crop,
+        flip=config.data in CIFAR if config.flip is None else config.flip,
+        crop=(CIFAR_CROP if config.data in CIFAR else 0) if config.crop is None else config.crop,
         threads=config.threads or (1 if small else None),
     )
 

@@ -3,7 +3,7 @@
 import difflib
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -81,7 +81,7 @@ def from_mapping(mapping: Mapping[str, Any], source: str) -> TrainConfig:
     settings = {}
     for key, value in mapping.items():
         if key not in kinds:
-            raise LabError(f"{source} sets {key!r}, which is no setting of a training; {_nearest(key, list(kinds))}")
+            raise LabError(f"{source} sets {key!r}, which is no setting of a training; {nearest(key, kinds)}")
         if isinstance(value, list):
             value = tuple(value)
         if isinstance(value, str) and Path in get_args(kinds[key]):
@@ -93,10 +93,11 @@ def from_mapping(mapping: Mapping[str, Any], source: str) -> TrainConfig:
         raise LabError(f"{source}: {error}") from None
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    meant = [name for name, others in SYNONYMS.items() if key in others]
+def nearest(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """Say which setting was probably meant, by what other trainers call it, else by its letters."""
+    meant = [name for name, others in SYNONYMS.items() if key.replace("-", "_") in others]
     near = next(iter(meant or difflib.get_close_matches(key, known, n=1)), None)
-    return f"did you mean {near!r}?" if near else "batchnorm train --help lists them"
+    return f"did you mean {prefix + near!r}?" if near else "batchnorm train --help lists them"
 
 
 def command_line(config: TrainConfig) -> str:
