@@ -347,7 +347,7 @@ NB_MODULE(_native, m) {
   m.def("targets", targets, "Targets that this processor runs, best first.");
   m.def("target", [] { return std::string(current->target); }, "The target that runs.");
   m.def("set_target", set_target, nb::arg("name"));
-  m.def("stream_from", [](int64_t bytes) { return std::exchange(bytes_to_stream, bytes); }, nb::arg("bytes"),
+  m.def("stream_from", [](int64_t bytes) { return std::exchange(bytes_to_stream, bytes); }, nb::arg("size"),
         "Write outputs of so many bytes past the caches, and return how many it were.");
   m.def("computes", computes, "Whether this is a plain tensor that the kernels can read.");
   m.def("walkable", walkable, "Whether the kernels walk this tensor in place.");
