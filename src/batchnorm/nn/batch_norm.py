@@ -73,18 +73,26 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
     def _forward_with(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """Be `forward` with the activation of one call: what `tools.convert` fuses into a call, not into the layer."""
         self._check_input_dim(x)
-        stored = not self.training or self.track_running_stats
-        counter = self.num_batches_tracked if self.training and self.track_running_stats else None
+        # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where somebody
+        # has put something else in their place: a parametrization, a pruned weight.
+        buffers, parameters = self._buffers, self._parameters
+        running_mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean
+        running_var = buffers["running_var"] if "running_var" in buffers else self.running_var
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        training, tracks = self.training, self.track_running_stats
+        counter = self.num_batches_tracked if training and tracks else None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if counter is not None and self.momentum is None:
             momentum = statistics.cumulative_factor(counter + 1)
+        stored = not training or tracks
         y = functional.batch_norm(
             x,
-            self.running_mean if stored else None,
-            self.running_var if stored else None,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
+            running_mean if stored else None,
+            running_var if stored else None,
+            weight,
+            bias,
+            training or (running_mean is None and running_var is None),
             momentum,
             self.eps,
             activation=activation,
