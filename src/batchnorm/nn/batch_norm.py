@@ -76,10 +76,10 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where somebody
         # has put something else in their place: a parametrization, a pruned weight.
         buffers, parameters = self._buffers, self._parameters
-        running_mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean
-        running_var = buffers["running_var"] if "running_var" in buffers else self.running_var
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
+        running_mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean  # noqa: SIM401  # `get` would look the attribute up
+        running_var = buffers["running_var"] if "running_var" in buffers else self.running_var  # noqa: SIM401
+        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         training, tracks = self.training, self.track_running_stats
         counter = self.num_batches_tracked if training and tracks else None
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
