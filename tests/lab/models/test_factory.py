@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from batchnorm.lab.errors import LabError
-from batchnorm.lab.models import Normalization, build, describe_network
+from batchnorm.lab.models import Normalization, build, describe_network, takes_normalization
 
 SOURCE = """
     import torch
@@ -209,6 +209,14 @@ def test_a_normalization_that_the_factory_would_ignore_is_refused(module, arm):
     # Two arms of the same network would look like a result.
     message = refused(f"{module()}:plain", "takes no normalization", "would do nothing", norm=arm)
     assert re.search(rf"norm {arm.norm} with eps {arm.eps:g}", message)
+
+
+def test_who_takes_a_normalization(module):
+    name = module()
+    assert takes_normalization("resnet20")
+    assert takes_normalization(f"{name}:normalized")
+    assert takes_normalization(f"{name}:anything")
+    assert not takes_normalization(f"{name}:plain")
 
 
 def test_networks_of_a_package(module, tmp_path):

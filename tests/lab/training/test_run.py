@@ -21,6 +21,7 @@ from batchnorm.lab import cli, files
 from batchnorm.lab.data import InMemory
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_train_run
+from batchnorm.lab.report.arms import settings_of
 from batchnorm.lab.training import TrainConfig, checkpoints, train
 from batchnorm.lab.training.evaluation import evaluation_mode, fixed_subset
 from batchnorm.lab.training.progress import Progress, training_progress
@@ -49,6 +50,16 @@ def test_the_weights_of_a_run_are_its_network(tmp_path: Path) -> None:
     assert outcome.scores["test"].loss == pytest.approx(loss, rel=1e-6)
     assert outcome.scores["test"].top5_accuracy is None
     assert model.training
+
+
+def test_a_network_of_ones_own_is_not_said_to_have_a_normalization(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(config(tmp_path / "run", **OWN), dataset=points(), model=_network(), talk=Talk(said.append))
+    run = read_train_run(tmp_path / "run")
+    assert (run.config["model"]["name"], run.config["model"]["norm"]) == ("Sequential", "own")
+    assert said[0].startswith("Sequential (own) on ")
+    assert settings_of(run)["norm"] == "own"
+    assert settings_of(run)["model"] == "Sequential"
 
 
 def test_records_come_when_they_are_due(tmp_path: Path) -> None:

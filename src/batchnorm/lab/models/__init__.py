@@ -8,6 +8,7 @@ all together. What is built is a `torch.nn.Module` of plain layers, so that `bat
 from batchnorm.lab.models.activations import ACTIVATIONS
 from batchnorm.lab.models.building import build, describe_network, parameter_count
 from batchnorm.lab.models.catalogue import describe, names
+from batchnorm.lab.models.factory import takes_normalization
 from batchnorm.lab.models.initializers import INITIALIZERS
 from batchnorm.lab.models.network import Network
 from batchnorm.lab.models.normalization import NORMS, Normalization
@@ -23,4 +24,5 @@ __all__ = [
     "describe_network",
     "names",
     "parameter_count",
+    "takes_normalization",
 ]

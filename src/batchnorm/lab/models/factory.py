@@ -22,6 +22,29 @@ def is_factory(model: str) -> bool:
     return ":" in model
 
 
+def takes_normalization(model: str) -> bool:
+    """Say whether a network has the normalization that it is asked for; that of a factory may be its own.
+
+    Parameters
+    ----------
+    model : str
+        One of `names`, or ``package.module:factory``.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    LabError
+        There is no such module or factory.
+    """
+    if not is_factory(model):
+        return True
+    parameters = inspect.signature(_load(model)).parameters
+    return "normalization" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def from_factory(model: str, given: Mapping[str, Any], options: Mapping[str, Any], asked: Collection[str]) -> nn.Module:
     """Import a factory, call it, and check what it made with one forward pass of two zero examples.
 

@@ -54,9 +54,13 @@ class Arm:
 
 
 def settings_of(run: TrainRun) -> dict[str, Any]:
-    """Give the resolved settings of a run."""
+    """Give the resolved settings of a run; model and norm are those of the network, which may be the user's own."""
     settings: dict[str, Any] = run.config["config"]
-    return settings
+    network = run.config.get("model", {})
+    return {
+        **settings,
+        **{setting: network[key] for setting, key in (("model", "name"), ("norm", "norm")) if key in network},
+    }
 
 
 def seed_of(run: TrainRun) -> Any:

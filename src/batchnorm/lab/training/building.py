@@ -9,7 +9,7 @@ from torch import nn
 import batchnorm
 from batchnorm.lab.data import Augmentation, Dataset, Loader, load
 from batchnorm.lab.errors import LabError
-from batchnorm.lab.models import Normalization, build, describe_network, parameter_count
+from batchnorm.lab.models import Normalization, build, describe_network, parameter_count, takes_normalization
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import fixed_subset
 from batchnorm.lab.training.recipes import resolve, resolve_cadence
@@ -115,7 +115,7 @@ def make_subject(
     steps = config.steps or len(loader) * (config.epochs or 0)
     config = resolve_cadence(config, steps=steps, steps_per_epoch=len(loader))
     network = _network(config, dataset) if model is None else model.train()
-    described = _describe(config, dataset, network)
+    described = _describe(config, dataset, network, own=model is not None)
     if config.convert:
         network, report = batchnorm.convert(network, report=True)
         described["model"]["converted"] = _counts(report.rows)
@@ -156,7 +156,7 @@ def _augmentation(config: TrainConfig) -> Augmentation | None:
     return None if asked == Augmentation(padding=config.padding) else asked
 
 
-def _describe(config: TrainConfig, dataset: Dataset, network: nn.Module) -> dict[str, Any]:
+def _describe(config: TrainConfig, dataset: Dataset, network: nn.Module, *, own: bool) -> dict[str, Any]:
     return {
         "data": {
             "name": dataset.name,
@@ -168,9 +168,10 @@ def _describe(config: TrainConfig, dataset: Dataset, network: nn.Module) -> dict
             "preprocessing": dataset.preprocessing,
         },
         "model": {
-            "name": config.model,
+            "name": type(network).__name__ if own else config.model,
             "description": describe_network(network),
-            "norm": config.norm,
+            # Where nobody could hand the normalization over, nobody knows which one it is.
+            "norm": "own" if own or not takes_normalization(config.model) else config.norm,
             "parameters": parameter_count(network),
         },
     }

@@ -151,7 +151,7 @@ def train(
     with _process(config, fabric):
         subject = make_subject(config, dataset=dataset, model=model, rank=fabric.global_rank, world=fabric.world_size)
         if resume is None:
-            path = config.out or _new_directory(subject.config)
+            path = config.out or _new_directory(subject)
             recorder = _create(path, subject, fabric)
             state = None
         else:
@@ -331,9 +331,10 @@ def _process(config: TrainConfig, fabric: Fabric) -> Iterator[None]:
 
 def _plan(subject: Subject, fabric: Fabric, path: Path) -> str:
     config = subject.config
-    converted = subject.described["model"].get("converted")
+    model = subject.described["model"]
+    converted = model.get("converted")
     parts = [
-        f"{config.model} ({config.norm}) on {subject.dataset.name}: {subject.steps:,} steps of {config.batch_size}",
+        f"{model['name']} ({model['norm']}) on {subject.dataset.name}: {subject.steps:,} steps of {config.batch_size}",
         f"{config.optimizer} at {config.lr:g}, {config.schedule}",
         f"{fabric.device.type}, {config.precision}",
         *([f"{fabric.world_size} processes"] if fabric.world_size > 1 else []),
@@ -349,7 +350,8 @@ def _out_of_memory(error: Exception) -> bool:
     return plain or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def _new_directory(config: TrainConfig) -> Path:
+def _new_directory(subject: Subject) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    names = [Path(config.data).stem, config.model.replace(":", ".").replace("/", "."), config.norm]
+    model = subject.described["model"]
+    names = [Path(subject.config.data).stem, model["name"].replace(":", ".").replace("/", "."), model["norm"]]
     return Path("runs") / "-".join(["train", *names, stamp])
