@@ -10,21 +10,23 @@
 namespace batchnorm {
 namespace {
 
-constexpr std::size_t kLargePage = std::size_t{2} << 20, kGrain = std::size_t{1} << 16;
+constexpr std::size_t kLargePage = std::size_t{2} << 20, kSmall = std::size_t{1} << 16;
 
 struct Block {
   char* address;
-  std::size_t bytes, grain;  // bytes are a multiple of the grain
+  std::size_t bytes;  // a multiple of the grain
 };
 
+// Blocks of one kind of pages.
 class Blocks {
  public:
+  explicit Blocks(std::size_t grain) : grain_(grain) {}
+
   void* acquire(std::size_t bytes) {
-    const std::size_t grain = bytes < kLargePage ? kGrain : kLargePage;
-    const std::size_t size = (bytes + grain - 1) / grain * grain;
+    const std::size_t size = (bytes + grain_ - 1) / grain_ * grain_;
     const std::lock_guard<std::mutex> lock(mutex_);
     Block block = best_kept(size);
-    if (block.address == nullptr) block = assemble(size, grain);
+    if (block.address == nullptr) block = assemble(size);
     if (block.address == nullptr) return nullptr;
     used_.emplace(block.address, block);
     used_bytes_ += block.bytes;
@@ -35,15 +37,18 @@ class Blocks {
     return block.address;
   }
 
-  void release(void* address) {
+  // False where the block is not of this kind.
+  bool release(void* address) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(address);
+    if (it == used_.end()) return false;
     const Block block = it->second;
     forbid(block.address, block.bytes);
     used_.erase(it);
     used_bytes_ -= block.bytes;
     kept_.push_back(block);
     kept_bytes_ += block.bytes;
+    return true;
   }
 
  private:
@@ -53,7 +58,7 @@ class Blocks {
     auto best = kept_.end();
     for (auto it = kept_.begin(); it != kept_.end(); ++it)
       if (it->bytes >= size && it->bytes <= size + size / 8 && (best == kept_.end() || it->bytes <= best->bytes)) best = it;
-    if (best == kept_.end()) return {nullptr, 0, 0};
+    if (best == kept_.end()) return {nullptr, 0};
     const Block block = *best;
     kept_.erase(best);
     kept_bytes_ -= block.bytes;
@@ -62,35 +67,34 @@ class Blocks {
 
   // Map a new block. What would exceed the most that was ever in use is not asked of the system, which would clear it:
   // pages of kept blocks move there, from the ends of the oldest.
-  Block assemble(std::size_t size, std::size_t grain) {
-    char* const begin = map(size, grain);
-    if (begin == nullptr) return {nullptr, 0, 0};
+  Block assemble(std::size_t size) {
+    char* const begin = map(size);
+    if (begin == nullptr) return {nullptr, 0};
     const std::size_t all = used_bytes_ + kept_bytes_ + size;
     std::size_t surplus = all > most_used_ ? std::min(all - most_used_, size) : 0;
     char* next = begin;
     for (Block& from : kept_) {
-      if (from.grain != grain) continue;
-      for (; surplus >= grain && from.bytes > 0; next += grain, surplus -= grain) {
-        if (!move_page(from.address + from.bytes - grain, next, grain)) {
+      for (; surplus >= grain_ && from.bytes > 0; next += grain_, surplus -= grain_) {
+        if (!move_page(from.address + from.bytes - grain_, next)) {
           munmap(begin, size);
-          return {nullptr, 0, 0};
+          return {nullptr, 0};
         }
-        permit(from.address + from.bytes - grain, grain);
-        from.bytes -= grain;
-        kept_bytes_ -= grain;
+        permit(from.address + from.bytes - grain_, grain_);
+        from.bytes -= grain_;
+        kept_bytes_ -= grain_;
       }
     }
     forget_empty();
-    return {begin, size, grain};
+    return {begin, size};
   }
 
   // One grain at a time: a block that was assembled itself consists of several mappings, and mremap crosses no border.
-  static bool move_page(char* from, char* to, std::size_t grain) {
+  bool move_page(char* from, char* to) const {
 #ifdef MREMAP_FIXED
-    if (mremap(from, grain, grain, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return true;
+    if (mremap(from, grain_, grain_, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return true;
 #endif
-    munmap(from, grain);
-    return fresh(grain, to) != nullptr;  // whatever was there is gone
+    munmap(from, grain_);
+    return fresh(grain_, to) != nullptr;  // whatever was there is gone
   }
 
   // Give back what is too much, from the ends of the oldest blocks.
@@ -98,8 +102,7 @@ class Blocks {
     for (Block& block : kept_) {
       const std::size_t all = used_bytes_ + kept_bytes_;
       if (all <= most_used_) break;
-      const std::size_t grains = (all - most_used_ + block.grain - 1) / block.grain;
-      const std::size_t surplus = std::min(grains * block.grain, block.bytes);
+      const std::size_t surplus = std::min(all - most_used_, block.bytes);
       block.bytes -= surplus;
       kept_bytes_ -= surplus;
       permit(block.address + block.bytes, surplus);
@@ -118,9 +121,9 @@ class Blocks {
     return begin == MAP_FAILED ? nullptr : static_cast<char*>(begin);
   }
 
-  // From the size of a large page on, aligned to one, so that all of it can be made of large pages.
-  static char* map(std::size_t size, std::size_t grain) {
-    if (grain < kLargePage) return fresh(size);
+  // Large pages begin at multiples of their size.
+  char* map(std::size_t size) const {
+    if (grain_ < kLargePage) return fresh(size);
     char* const raw = fresh(size + kLargePage);
     if (raw == nullptr) return nullptr;
     const std::size_t offset = reinterpret_cast<std::size_t>(raw) % kLargePage;
@@ -131,21 +134,31 @@ class Blocks {
     return raw + before;
   }
 
+  const std::size_t grain_;
   std::mutex mutex_;
   std::vector<Block> kept_;  // oldest first
   std::unordered_map<void*, Block> used_;
   std::size_t kept_bytes_ = 0, used_bytes_ = 0, most_used_ = 0;
 };
 
-Blocks& blocks() {
-  static auto* all = new Blocks;  // tensors may outlive static destruction
-  return *all;
+// Tensors may outlive static destruction.
+Blocks& small_blocks() {
+  static auto* blocks = new Blocks(kSmall);
+  return *blocks;
+}
+Blocks& large_blocks() {
+  static auto* blocks = new Blocks(kLargePage);
+  return *blocks;
 }
 
 }  // namespace
 
-void* acquire_block(std::size_t bytes) { return blocks().acquire(bytes); }
+void* acquire_block(std::size_t bytes) {
+  return (bytes < kLargePage ? small_blocks() : large_blocks()).acquire(bytes);
+}
 
-void release_block(void* block) { blocks().release(block); }
+void release_block(void* block) {
+  if (!large_blocks().release(block)) small_blocks().release(block);
+}
 
 }  // namespace batchnorm

@@ -2,7 +2,7 @@
 //
 // A fresh page costs more than writing it: the kernel clears it, a 4 KB page at a time. Blocks are therefore kept when
 // their tensor dies and given to the next one that fits. Blocks in use and kept together never exceed the most that was
-// ever in use at once (docs/decisions/0007, 0012).
+// ever in use at once, of those made of large pages and of the others each (docs/decisions/0007, 0012).
 #pragma once
 
 #include <cstddef>
