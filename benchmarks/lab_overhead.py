@@ -1,17 +1,18 @@
 """What the lab costs: `batchnorm train`'s loop beside a bare torch loop on ResNet-20 and CIFAR-10.
 
-    python benchmarks/lab_overhead.py                      # under 4 minutes on two cores
+    python benchmarks/lab_overhead.py                      # under 6 minutes on two cores
     python benchmarks/lab_overhead.py --steps 60 --threads 2
 
-Two comparisons, each of a bare loop with the lab's loop and its default probes in every 25th step, the most often
-that they come by default: the network as it is built, with torch's batch normalization, and after
-`batchnorm.convert`. Both arms take the same batches from the same weights. They run in one process in turns: 25 steps
+Three comparisons, each of a bare loop with the lab's loop and its default probes in every 25th step, the most often
+that they come by default: both train the network as it is built, with torch's batch normalization; both train it after
+`batchnorm.convert`; the bare loop has torch's, the lab's is converted. Both arms take the same batches from the same
+weights. They run in one process in turns: 25 steps
 of one, then of the other, in random order, so that what the machine does meanwhile meets both; a ratio is taken
 inside each such pair, and the first pair warms up. Records and probes are part of the lab's steps; evaluations and
 checkpoints are not, as a bare loop has to do something of the kind too.
 
-Unless both arms end with bit-equal weights and buffers nothing is printed and the exit code is 1. Rows go to
-benchmarks/results/lab_overhead.csv.
+Unless arms with the same network end with bit-equal weights and buffers nothing is printed and the exit code is 1.
+Rows go to benchmarks/results/lab_overhead.csv.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,12 @@ class Turns:
         return time.perf_counter() - start
 
 
-def compare(config: TrainConfig) -> tuple[list[tuple[float, float]], bool]:
+def compare(config: TrainConfig, *, bare_convert: bool) -> tuple[list[tuple[float, float]], bool]:
     """Run both loops in turns: seconds per step of each pair, and whether they ended bit-equal."""
     from batchnorm.lab.training.loop import Loop
     from batchnorm.lab.training.step import Stepper
 
-    turns = Turns(config)
+    turns = Turns(replace(config, convert=bare_convert))
     trained: dict[str, Any] = {}
     taking, evaluating, saving = Stepper.__call__, Loop._evaluate, Loop._save  # noqa: SLF001  # what a turn leaves out
 
@@ -173,7 +174,7 @@ def main() -> int:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -181,23 +182,27 @@ def main() -> int:
     torch.set_num_threads(asked.threads)
     batchnorm.tune_allocator()  # for both arms
     rows = []
-    for convert in (False, True):
+    for name, bare_convert, convert in (
+        (asked.model, False, False),
+        (f"{asked.model}, converted", True, True),
+        (f"{asked.model}, converted in the lab alone", False, True),
+    ):
         with tempfile.TemporaryDirectory() as directory:
             config = TrainConfig(
                 data=asked.data, data_dir=asked.data_dir, model=asked.model, norm="torch", convert=convert,
                 steps=asked.steps, batch_size=asked.batch_size, threads=asked.threads, optimizer="momentum", lr=0.1,
                 schedule="constant", probe_every=BLOCK, train_subset=0, out=Path(directory) / "run",
             )  # fmt: skip
-            pairs, same = compare(config)
-        if not same:
-            sys.stderr.write(f"convert={convert}: the arms ended with different weights, so no numbers\n")
+            pairs, same = compare(config, bare_convert=bare_convert)
+        if not same and bare_convert == convert:
+            sys.stderr.write(f"{name}: the arms ended with different weights, so no numbers\n")
             return 1
         ratio = Spread.of([lab / alone for alone, lab in pairs])
         machine = environment(asked.threads)
         rows.append(
             Row(
                 str(machine["date"]), str(machine["commit"]), str(machine["processor"]), torch.__version__,
-                asked.threads, f"{asked.model}, converted" if convert else asked.model, asked.data, asked.batch_size,
+                asked.threads, name, asked.data, asked.batch_size,
                 asked.steps, len(pairs), 1e3 * Spread.of([alone for alone, _ in pairs]).median,
                 1e3 * Spread.of([lab for _, lab in pairs]).median, ratio.p20, ratio.median, ratio.p80,
             )
