@@ -79,8 +79,8 @@ function extent(values, log) {
   if (!kept.length) return log ? [0.1, 1] : [0, 1];
   let [low, high] = [kept.reduce((a, b) => Math.min(a, b)), kept.reduce((a, b) => Math.max(a, b))];
   if (low === high) {
-    const around = low === 0 ? 1 : Math.abs(low) * 0.1;
-    [low, high] = log ? [low / 2, high * 2] : [low - around, high + around];
+    const around = Math.abs(low) * 0.1;
+    [low, high] = log ? [low / 2, high * 2] : low === 0 ? [0, 1] : [low - around, high + around];
   }
   return [low, high];
 }

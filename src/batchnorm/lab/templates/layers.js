@@ -74,9 +74,10 @@ function layers(room) {
   function onPaper(step) {
     papers.replaceChildren();
     views.filter((one) => state.printing && one !== view).forEach((one, i) => {
-      papers.append(html("h3", {}, `${one.title}, at step ${short(step)}`), html("p", { class: "note" }, one.note));
-      papers.append(html("div", { class: "plot" }));
-      plot(papers.lastChild, across(one, step, `clip-paper-${i}`));
+      const host = html("div", { class: "plot" });
+      const title = html("h3", {}, `${one.title}, at step ${short(step)}`);
+      papers.append(html("section", {}, title, html("p", { class: "note" }, one.note), host));
+      plot(host, across(one, step, `clip-paper-${i}`));
     });
   }
   function redraw() {
