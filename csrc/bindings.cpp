@@ -201,6 +201,24 @@ nb::object normalize(nb::handle x_object, nb::handle residual_object, nb::handle
   return y;
 }
 
+// The same into a tensor that is there, which may be x or the residual: a value is read before it is written. False
+// where something must be copied first.
+bool normalize_into(nb::handle out_object, nb::handle x_object, nb::handle residual_object, nb::handle mean_object,
+                    nb::handle var_object, nb::handle weight, nb::handle bias, double eps, int activation, int threads) {
+  const Walker x(x_object);
+  Input residual, out;
+  Settings settings;
+  Wide mean, var;
+  if (!x.ok() || !x.like(out_object, out) || !x.like(residual_object, residual) ||
+      !settings.see(weight, bias, x.walk().shape.channels) || !mean.see(mean_object, x.walk().shape.channels) ||
+      !var.see(var_object, x.walk().shape.channels))
+    return false;
+  const Output y{const_cast<void*>(out.data), out.outer_stride, out.channel_stride};
+  const auto call = settings.call(x, eps, activation, threads);
+  run([&] { current->normalize(call, x.input(), residual, mean, var, y); });
+  return true;
+}
+
 nb::object forward(nb::handle x_object, nb::handle residual_object, nb::handle weight, nb::handle bias, double eps,
                    int activation, int threads) {
   const Walker x(x_object);
@@ -358,6 +376,8 @@ NB_MODULE(_native, m) {
   m.def("average", average);
   m.def("collect", collect);
   m.def("normalize", normalize, nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg());
+  m.def("normalize_into", normalize_into, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(),
+        nb::arg(), nb::arg());
   m.def("forward", forward, nb::arg(), maybe, maybe, maybe, nb::arg(), nb::arg(), nb::arg());
   m.def("reduce", reduce, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg());
   m.def("apply", apply, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg(),

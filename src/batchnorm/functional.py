@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from batchnorm import autograd, statistics
-from batchnorm.kernels import native
+from batchnorm.kernels import native, registry
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.kernels.interface import values_per_channel
 
@@ -31,6 +31,7 @@ def batch_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each channel of ``x`` over batch and space, scale, shift, add ``residual``, apply ``activation``.
 
@@ -58,11 +59,14 @@ def batch_norm(
         Applied to the result, as in ``torch.nn.functional`` with default arguments. None: nothing.
     residual : Tensor of shape (N, C, *), default=None
         Added before the activation; shape, dtype and device of ``x``.
+    out : Tensor of shape (N, C, *), default=None
+        Where the result goes: a tensor of the dtype and device of ``x``, which may be ``x`` or ``residual`` itself,
+        where no gradient is needed. In evaluation the native backend then takes no further memory.
 
     Returns
     -------
     Tensor
-        Shape, dtype and memory format of ``x``.
+        Shape, dtype and memory format of ``x``; ``out`` where that is given.
 
     Raises
     ------
@@ -94,14 +98,46 @@ def batch_norm(
         _check_tensors(x, running_mean, running_var, weight, bias, residual)
     count = values_per_channel(x)
     _check_settings(x, running_mean, running_var, training, eps, activation, count)
+    if out is not None:
+        _check_out(out, x, residual, weight, bias)
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        return autograd.normalize(x, residual, running_mean, running_var, weight, bias, eps, activation)
+        arguments = (x, residual, running_mean, running_var, weight, bias, eps, activation)
+        if out is not None and autograd.nobody_looks(x) and _is_apart(out, x, residual):
+            return registry.select(x).normalize(*arguments, out)
+        y = autograd.normalize(*arguments)
+        return y if out is None else out.copy_(y)
     y, mean, var = autograd.forward(x, residual, weight, bias, eps, activation)
     if running_mean is not None and running_var is not None and count > 0:
         statistics.update(running_mean, running_var, mean, var, count, momentum)
-    return y
+    return y if out is None else out.copy_(y)
+
+
+def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
+    """Raise unless the result fits into ``out``, and nobody needs what it overwrites."""
+    if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+        raise InputError(
+            f"out must be a tensor of shape {tuple(x.shape)}, {x.dtype} on {x.device}, as x; "
+            f"got {tuple(out.shape)}, {out.dtype} on {out.device}. Try torch.empty_like(x)."
+        )
+    needed = any(t is not None and t.requires_grad for t in (out, x, *others))
+    if needed and torch.is_grad_enabled():
+        raise InputError("out= cannot be used where a gradient is needed. Call it under torch.no_grad().")
+
+
+def _is_apart(out: Tensor, *inputs: Tensor | None) -> bool:
+    """Whether each value of ``out`` has a place of its own, from which no other value of an input is read."""
+    reach = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(out.stride(), out.shape, strict=True) if size > 1
+    ):
+        if stride < reach:
+            return False
+        reach += stride * (size - 1)
+    memory = out.untyped_storage().data_ptr()
+    shared = [t for t in inputs if t is not None and t.untyped_storage().data_ptr() == memory]
+    return all(t.data_ptr() == out.data_ptr() and t.stride() == out.stride() for t in shared)
 
 
 def _check_tensors(

@@ -43,10 +43,12 @@ def normalize(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
+    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given."""
     wide = statistics_dtype(x.device)
-    return _finish(_centred(x, mean.to(wide)), residual, var.to(wide), weight, bias, eps, activation).to(x.dtype)
+    y = _finish(_centred(x, mean.to(wide)), residual, var.to(wide), weight, bias, eps, activation).to(x.dtype)
+    return y if out is None else out.copy_(y)
 
 
 def forward(

@@ -68,8 +68,12 @@ class Kernels(Protocol):
         bias: Tensor | None,
         eps: float,
         activation: str | None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
+        """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given.
+
+        ``out`` is x, the residual, or a tensor that shares no memory with them.
+        """
 
     def forward(
         self,

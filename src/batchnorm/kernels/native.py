@@ -136,13 +136,17 @@ def normalize(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
+    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given."""
     arguments = (x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+    if out is not None and _native.normalize_into(out, *arguments):
+        torch.autograd.graph.increment_version(out)  # a graph that has saved `out` must know
+        return out
     y: Tensor | None = _native.normalize(*arguments)
     if y is None:
         y = torch.empty_like(x) if x.numel() == 0 else _on_copies(_native.normalize, x, arguments)
-    return y
+    return y if out is None else out.copy_(y)
 
 
 def forward(
