@@ -33,7 +33,7 @@ sanitize: .venv/installed-test   ## the kernel tests on a build that checks ever
 	rm -rf build/sanitized && cp -r src build/sanitized && cp build/sanitize/_native*.so build/sanitized/batchnorm/kernels/
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	  $(BIN)/python -m pytest tests/kernels tests/test_functional.py
+	  $(BIN)/python -m pytest --numprocesses auto tests/kernels tests/test_functional.py tests/test_functional_out.py
 
 format: .venv/installed-lint
 	$(BIN)/ruff check --fix src tests benchmarks
