@@ -58,6 +58,7 @@ def _faults_of_a_step() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer faults in pages of its own")
 def test_sizes_that_take_turns_fault_in_nothing_anew() -> None:
     # In a process of its own: in this one other tests may have had more in use at once.
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, env=os.environ)
