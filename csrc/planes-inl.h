@@ -28,7 +28,7 @@ class Planes {
         planes_per_piece_(at_least(kPiece / at_least(inner_, 1), 1)),
         pieces_per_plane_(inner_ > kPiece ? divide_up(inner_, kPiece) : 1),
         pieces_(inner_ > kPiece ? call.shape.outer * pieces_per_plane_ : divide_up(call.shape.outer, planes_per_piece_)),
-        group_(group(call.shape.outer, inner_ * kSize)),
+        group_(at_most(group(call.shape.outer, inner_ * kSize), at_least(channels_ / (2 * call.threads), 1))),
         parts_(channels_ >= kEnoughChannels ? 1 : at_most(pieces_, divide_up(kEnoughChannels, channels_))),
         activate_{call.activation} {}
 
@@ -152,7 +152,8 @@ class Planes {
     return piece / pieces_per_plane_ * t.outer_stride + piece % pieces_per_plane_ * kPiece;
   }
 
-  // Channels that are warmed together, given the samples and the bytes of a plane.
+  // Channels that are warmed together, given the samples and the bytes of a plane. Each channel's result is the same in any
+  // group, so the number of threads may have a say: a group is a task, and none should be without.
   static int64_t group(int64_t outer, int64_t plane) {
     return plane > kSmallPlane ? 1 : at_least(at_most(kGroup / (outer * plane), kRun / plane), 1);
   }

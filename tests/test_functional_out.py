@@ -94,6 +94,8 @@ def test_bad_input_is_one_clear_error() -> None:
     for out in (torch.empty(4, 3, 6), torch.empty(4, 3, 5).double(), torch.empty(4, 3, 5, device="meta")):
         with pytest.raises(ValueError, match=r"out must be a tensor of shape \(4, 3, 5\)"):
             batch_norm(x, *statistics, out=out)
+    with pytest.raises(TypeError, match=r"out must be a torch\.Tensor; got ndarray"):
+        batch_norm(x, *statistics, out=x.numpy())
     weight = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match="where a gradient is needed"):
         batch_norm(x, *statistics, weight, out=x)

@@ -116,6 +116,8 @@ def batch_norm(
 
 def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
     """Raise unless the result fits into ``out``, and nobody needs what it overwrites."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a torch.Tensor; got {type(out).__name__}. Try torch.empty_like(x).")
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         raise InputError(
             f"out must be a tensor of shape {tuple(x.shape)}, {x.dtype} on {x.device}, as x; "
