@@ -12,8 +12,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
-ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"]
-KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
+ORDER = ["kernels", "statistics", "autograd", "functional", "nn", "tools", "lab"]
+KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
+STATISTICS_ORDER = [{"running", "policies", "population"}, {"across"}]
 LAB_ORDER = [
     {"errors", "environment"},
     {"files"},
@@ -152,7 +153,7 @@ def test_import_rules(path: Path) -> None:
         if place[0] != "lab" and top in NEEDED_BY_THE_LAB:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
-        for which, order in (("kernels", KERNELS_ORDER), ("lab", LAB_ORDER)):
+        for which, order in (("kernels", KERNELS_ORDER), ("statistics", STATISTICS_ORDER), ("lab", LAB_ORDER)):
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
                 breach(line, name, f"inside {which} the order is {order}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.kernels import registry
-from batchnorm.kernels.interface import Statistics
+from batchnorm.kernels.interface import WHOLE_BATCH, Statistics
 from batchnorm.tools import blocks, preserve, swap
 
 #: Whether a probe is computing losses of its own: what it calls then is not part of the step.
@@ -38,7 +38,7 @@ class Batch:
     @cached_property
     def statistics(self) -> Statistics:
         """Mean and biased variance of each channel, in float64."""
-        return registry.select(self.x).collect(self.x)
+        return registry.select(self.x).collect(self.x, WHOLE_BATCH)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.kernels.interface import Statistics, statistics_dtype, values_per_channel
+from batchnorm.kernels.interface import Statistics, statistics_dtype
 from batchnorm.lab.probes.calls import Call, Calls
 from batchnorm.lab.probes.probe import Reading, Step
-from batchnorm.tools.population import merge
+from batchnorm.statistics.population import merge
 
 
 @dataclass
@@ -20,7 +20,6 @@ class _Seen:
     running_mean: Tensor
     running_var: Tensor
     batch: Statistics
-    count: int
 
 
 class Running:
@@ -64,24 +63,22 @@ class Running:
         x = call.x
         if layer.running_mean is None or layer.running_var is None or x.dim() < 2:
             return
-        count = values_per_channel(x)
-        if x.shape[1] != layer.num_features or count == 0:
+        if x.shape[1] != layer.num_features or x.numel() == 0:
             return  # for the layer to complain about, or nothing
         batch = call.batch.statistics
         known = self._seen.get(layer)
         if known is None:
             wide = statistics_dtype(x.device)
             running = (layer.running_mean.to(wide, copy=True), layer.running_var.to(wide, copy=True))
-            self._seen[layer] = _Seen(layer, *running, batch, count)
+            self._seen[layer] = _Seen(layer, *running, batch)
         else:
-            known.batch = merge(known.batch, known.count, batch, count)
-            known.count += count
+            known.batch = merge(known.batch, batch)
 
 
 def _gap(seen: _Seen) -> dict[str, Any]:
     eps = seen.layer.eps
     gap = (seen.batch.mean - seen.running_mean) * (seen.running_var + eps).rsqrt()
-    unbiased_var = seen.batch.var * (seen.count / (seen.count - 1))
+    unbiased_var = seen.batch.var * (seen.batch.count / (seen.batch.count - 1))
     ratio = (unbiased_var + eps) / (seen.running_var + eps)
     with np.errstate(invalid="ignore"):  # a network that diverges
         low, median, high = np.percentile(ratio.double().cpu().numpy(), (10, 50, 90)).tolist()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from batchnorm.kernels.interface import Statistics
-from batchnorm.tools.population import Population
+from batchnorm.statistics.population import Population
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def together(group: distributed.ProcessGroup, measured: Mapping[nn.Module, Popul
             "why; the model is as it was."
         )
     for population in measured.values():
-        population.whole, population.count, population.calls = None, 0, 0
+        population.whole, population.calls = None, 0
     for share in shares:
         rest = share[1:]
         for layer, population in measured.items():
@@ -77,10 +77,11 @@ def _packed(layer: nn.Module, population: Population) -> Tensor:
     if population.whole is None:
         return torch.zeros(_size(layer), dtype=torch.float64)
     head = torch.tensor([population.count, population.calls], dtype=torch.float64)
-    return torch.cat([head, *(t.double().cpu() for t in (*population.whole, population.within))])
+    of_channels = (population.whole.mean, population.whole.var, population.within)
+    return torch.cat([head, *(t.double().cpu().view(-1) for t in of_channels)])
 
 
 def _unpacked(share: Tensor) -> Population:
-    count, calls = (int(number) for number in share[:2])
-    mean, var, within = share[2:].reshape(3, -1)
-    return Population("", Statistics(mean, var) if count else None, count, within, calls)
+    count, calls = share[:1].view(1, 1), int(share[1])
+    mean, var, within = share[2:].view(3, 1, -1)
+    return Population("", Statistics(mean, var, count) if count > 0 else None, within, calls)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.kernels import registry
-from batchnorm.kernels.interface import Statistics, values_per_channel
+from batchnorm.kernels.interface import WHOLE_BATCH, Statistics, values_per_channel
 
 
-def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistics:
+def merge(a: Statistics, b: Statistics) -> Statistics:
     r"""Return the statistics of the union of two sets of values, from those of each.
 
     .. math::
@@ -20,14 +20,8 @@ def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistic
 
     Parameters
     ----------
-    a : Statistics
-        Of one set.
-    count_a : int
-        Its values per channel. A set of none changes nothing.
-    b : Statistics
-        Of another set, in the same dtype.
-    count_b : int
-        Its values per channel.
+    a, b : Statistics
+        Of the two sets, with their counts, in the same dtype. A set of no values changes nothing.
 
     Returns
     -------
@@ -38,11 +32,18 @@ def merge(a: Statistics, count_a: int, b: Statistics, count_b: int) -> Statistic
     ----------
     DERIVATION (51) to (53). Chan, Golub and LeVeque 1983, The American Statistician 37(3), equations 1.5a, b.
     """
-    if count_a == 0 or count_b == 0:
-        return b if count_a == 0 else a
-    share_a, share_b = count_a / (count_a + count_b), count_b / (count_a + count_b)
+    assert a.count is not None
+    assert b.count is not None
+    count = a.count + b.count
+    share_a, share_b = a.count / count, b.count / count
     apart = b.mean - a.mean
-    return Statistics(a.mean + share_b * apart, share_a * a.var + share_b * b.var + (share_a * share_b) * apart**2)
+    mean = a.mean + share_b * apart
+    var = share_a * a.var + share_b * b.var + (share_a * share_b) * apart**2
+
+    def unless_empty(of_a: Tensor, of_b: Tensor, of_both: Tensor) -> Tensor:
+        return torch.where(b.count == 0, of_a, torch.where(a.count == 0, of_b, of_both))
+
+    return Statistics(unless_empty(a.mean, b.mean, mean), unless_empty(a.var, b.var, var), count)
 
 
 @dataclass
@@ -51,24 +52,26 @@ class Population:
 
     name: str
     whole: Statistics | None = None
-    count: int = 0
     within: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum over batches of count times var
     calls: int = 0
 
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return 0 if self.whole is None else int(self.whole.count)  # type: ignore[arg-type]  # of values: it has one
+
     def add(self, x: Tensor) -> None:
         """Take in one batch, of shape (N, C, *)."""
-        count = values_per_channel(x)
-        if count > 0:
-            new = registry.select(x).collect(x.detach())
-            self.merge(Population(self.name, new, count, new.var * count, 1))
+        if values_per_channel(x) > 0:
+            new = registry.select(x).collect(x.detach(), WHOLE_BATCH)
+            self.merge(Population(self.name, new, new.var * new.count, 1))
 
     def merge(self, other: Population) -> None:
         """Take in what has been seen elsewhere."""
         if other.whole is None:
             return
         self.within = other.within if self.whole is None else self.within + other.within
-        self.whole = other.whole if self.whole is None else merge(self.whole, self.count, other.whole, other.count)
-        self.count += other.count
+        self.whole = other.whole if self.whole is None else merge(self.whole, other.whole)
         self.calls += other.calls
 
     def result(self, layer: nn.Module, variance: str) -> dict[str, Tensor]:
@@ -81,8 +84,8 @@ class Population:
                 f"a variance needs more than one value per channel; {self.name or 'the layer'} saw {self.count} in "
                 f"{self.calls} batches. Try larger batches."
             )
-        mean = self.whole.mean.to(layer.running_mean)  # type: ignore[arg-type]  # a tensor, by _refusal
-        var = ((self.whole.var * self.count if exact else self.within) / freedom).to(layer.running_var)  # type: ignore[arg-type]
+        mean = self.whole.mean.to(layer.running_mean).view(-1)  # type: ignore[arg-type]  # a tensor, by _refusal
+        var = ((self.whole.var * self.count if exact else self.within) / freedom).to(layer.running_var).view(-1)  # type: ignore[arg-type]
         if not bool((mean.isfinite() & var.isfinite()).all()):
             raise ValueError(
                 f"population statistics must be finite; those of {self.name or 'the layer'} are not in {mean.dtype}. "
