@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import eager
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, values_per_channel
 
@@ -59,6 +58,13 @@ def targets() -> list[str]:
 def target() -> str:
     """Return the target that runs: the best, or the one that ``BATCHNORM_TARGET`` or `set_target` names."""
     return str(_native.target())
+
+
+def copied(x: Tensor) -> str | None:
+    """Return why ``x`` is copied before it is computed, or None when it is read in place."""
+    if x.numel() == 0 or _native.walkable(x):
+        return None
+    return "it consists neither of contiguous planes nor of contiguous rows (channels_last)"
 
 
 def set_target(name: str) -> None:
@@ -237,7 +243,7 @@ def backward(
 def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
     """Move running statistics towards those of each group in turn, in place, rounding once per group."""
     assert statistics.count is not None
-    for mean, var, of_group in zip(*statistics, strict=True):
+    for mean, var, of_group in zip(statistics.mean, statistics.var, statistics.count, strict=True):
         count = float(of_group)
         if count < 2:
             continue
