@@ -13,6 +13,7 @@ from batchnorm.lab.models import Normalization, build, describe_network, paramet
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import fixed_subset
 from batchnorm.lab.training.recipes import resolve, resolve_cadence
+from batchnorm.lab.training.units import UnitInputs
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def make_subject(
     if config.convert:
         network, report = batchnorm.convert(network, report=True)
         described["model"]["converted"] = _counts(report.rows)
+    if config.units:
+        UnitInputs(network)  # refuse what cannot be watched before anything runs
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return Subject(config, dataset, loader, network, steps, described)

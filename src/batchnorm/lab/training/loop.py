@@ -1,5 +1,6 @@
 """The training loop: steps, and around them what is due: records, evaluations, checkpoints."""
 
+import contextlib
 import math
 import statistics
 import time
@@ -12,6 +13,7 @@ import torch
 
 from batchnorm.lab.data import Batch
 from batchnorm.lab.probes import make_probes
+from batchnorm.lab.rules import diverged
 from batchnorm.lab.training import checkpoints
 from batchnorm.lab.training.building import Subject
 from batchnorm.lab.training.evaluation import (
@@ -27,9 +29,10 @@ from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.randomness import random_state, restore_random_state
 from batchnorm.lab.training.schedules import make_schedule
 from batchnorm.lab.training.step import Run
+from batchnorm.lab.training.units import UnitInputs
 
-#: A run whose loss ends above this many times that of guessing, and above where it began, has diverged.
-GUESSING = 2.0
+#: Evenly spaced evaluations see nothing of a start in which everything changes.
+EARLY_STEPS = (1, 2, 5, 10, 20, 50)
 
 
 class Diverged(Exception):  # noqa: N818  # an ending, not an error
@@ -143,7 +146,8 @@ class Loop:
             stop = self._asked(together=recording)
             if recording:
                 self._record_losses(last=last)
-            reached = self._due("evaluate", last) and self._evaluate()
+            early = self.run.config.evaluate_early and self.at.step in EARLY_STEPS
+            reached = (early or self._due("evaluate", last)) and self._evaluate()
             if self._due("checkpoint", last) or stop or reached:
                 self._save()
             self.at.seconds += time.perf_counter() - clock
@@ -211,13 +215,13 @@ class Loop:
         for number, value in enumerate(losses, start=at.step - len(losses) + 1):
             if not math.isfinite(value):
                 raise Diverged(f"the training loss became {value} in step {number}")
-        guessing = math.log(self.dataset.classes)
         # A run of a few steps may end high because it began there, or be all beginning.
-        if last and at.step > self.run.config.log_every and mean > max(GUESSING * guessing, at.first_loss):
-            raise Diverged(
-                f"the training loss ended at {mean:.3g}, more than {GUESSING:g} times that of guessing, "
-                f"{guessing:.3g}, and above where it began, {at.first_loss:.3g}"
-            )
+        if (
+            last
+            and at.step > self.run.config.log_every
+            and (why := diverged(mean, at.first_loss, self.dataset.classes))
+        ):
+            raise Diverged(why)
 
     def _evaluate(self) -> bool:
         """Evaluate on every part, and say whether the target accuracy is reached."""
@@ -232,14 +236,18 @@ class Loop:
             except ValueError as error:  # of values that are not finite
                 raise Diverged(f"population statistics after step {self.at.step}: {error}") from error
         for kind, examples in parts_of(self.dataset, config).items():
-            score = evaluate(
-                fabric,
-                network,
-                examples,
-                classes=self.dataset.classes,
-                batch_size=batch_of_evaluation(config, fabric.world_size),
-                channels_last=config.channels_last,
-            )
+            units = UnitInputs(network) if config.units and kind == "test" else contextlib.nullcontext()
+            with units:
+                score = evaluate(
+                    fabric,
+                    network,
+                    examples,
+                    classes=self.dataset.classes,
+                    batch_size=batch_of_evaluation(config, fabric.world_size),
+                    channels_last=config.channels_last,
+                )
+            if isinstance(units, UnitInputs):
+                self.journal.probe("units", **self._where(), scalars={}, layers=units.layers())
             self.scores[kind] = score
             numbers: dict[str, Any] = {**score.values(), "statistics": config.statistics if remembers else "none"}
             self.journal.metrics(

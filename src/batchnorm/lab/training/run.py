@@ -27,7 +27,7 @@ from batchnorm.lab.training.machine import choose_device, make_fabric
 from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.randomness import random_state, restore_random_state, seed_all
 from batchnorm.lab.training.recipes import resolve
-from batchnorm.lab.training.settings import check_resumption, command_line, from_mapping
+from batchnorm.lab.training.settings import asked_command, check_resumption, command_line, from_mapping
 from batchnorm.lab.training.signals import asking_to_stop
 from batchnorm.lab.training.step import Run
 
@@ -113,6 +113,8 @@ class Training:
         The run directory; it exists.
     loop : Loop
         The steps.
+    random_state : dict
+        State of the generators with which the first step begins.
     outcome : Outcome
         How it stands; its status is 'interrupted' until the end.
 
@@ -140,7 +142,7 @@ class Training:
         subject = make_subject(config, dataset=dataset, model=model, rank=fabric.global_rank, world=fabric.world_size)
         if resume is None:
             self.path = config.out or _new_directory(subject)
-            recorder, state = _create(self.path, subject, fabric), None
+            recorder, state = _create(self.path, config, subject, fabric), None
         else:
             assert before is not None
             self.path = Path(resume)
@@ -159,6 +161,7 @@ class Training:
         seed_all(subject.config.seed + PRIME * fabric.global_rank)
         if state is not None:
             self.loop.restore(state)
+        self.random_state = random_state()
         self.outcome = self._outcome("interrupted", "")
 
     def __iter__(self) -> Iterator[int]:
@@ -313,11 +316,16 @@ def dry_run(config: TrainConfig, talk: Talk) -> Outcome:
 PRIME = 1_000_003
 
 
-def _create(path: Path, subject: Subject, fabric: Fabric) -> Recorder | None:
+def _create(path: Path, asked: TrainConfig, subject: Subject, fabric: Fabric) -> Recorder | None:
     if not fabric.is_global_zero:
         return None
-    config = {"command": command_line(subject.config), "config": asdict(subject.config), **subject.described}
-    return Recorder.create(path, config=config, environment=_environment(subject.config, fabric))
+    head = {
+        "command": asked_command("train", asked),
+        "full_command": command_line(subject.config),
+        "config": asdict(subject.config),
+        **subject.described,
+    }
+    return Recorder.create(path, config=head, environment=_environment(subject.config, fabric))
 
 
 def _reopen(
@@ -345,7 +353,7 @@ def _reopen(
         path,
         # Before the first step all is done anew: the first evaluation too.
         step or -1,
-        config={"command": command_line(subject.config), "config": asdict(subject.config)},
+        config={"full_command": command_line(subject.config), "config": asdict(subject.config)},
         note={"step": step, "changed": changed, **_environment(subject.config, fabric)},
     ), state
 
