@@ -32,6 +32,7 @@ Descent (``DERIVATION_4_DESCENT.md``)
 Policies (``DERIVATION_5_POLICIES.md``)
 
 - `policies`: masks, ghost batches, keys and frozen statistics.
+- `renorm`: Batch Renormalization.
 """
 
 from batchnorm.reference import (
@@ -49,6 +50,7 @@ from batchnorm.reference import (
     optimizers,
     penalties,
     policies,
+    renorm,
     sandwiches,
     schedules,
     statistics,
@@ -71,6 +73,7 @@ __all__ = [
     "optimizers",
     "penalties",
     "policies",
+    "renorm",
     "sandwiches",
     "schedules",
     "statistics",
