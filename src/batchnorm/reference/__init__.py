@@ -33,11 +33,14 @@ Policies (``DERIVATION_5_POLICIES.md``)
 
 - `policies`: masks, ghost batches, keys and frozen statistics.
 - `renorm`: Batch Renormalization.
+- `averages`: half-life and debiased averages.
+- `ranks`: one batch on several ranks.
 """
 
 from batchnorm.reference import (
     activations,
     augmentation,
+    averages,
     batch_norm,
     convolution,
     descent,
@@ -50,6 +53,7 @@ from batchnorm.reference import (
     optimizers,
     penalties,
     policies,
+    ranks,
     renorm,
     sandwiches,
     schedules,
@@ -61,6 +65,7 @@ from batchnorm.reference import (
 __all__ = [
     "activations",
     "augmentation",
+    "averages",
     "batch_norm",
     "convolution",
     "descent",
@@ -73,6 +78,7 @@ __all__ = [
     "optimizers",
     "penalties",
     "policies",
+    "ranks",
     "renorm",
     "sandwiches",
     "schedules",

@@ -97,10 +97,12 @@ def forward_train(
         The batch.
     running_mean, sigma : array_like of shape (C,)
         Running mean and running standard deviation before this batch.
-    weight, bias, mask, activation, residual : optional
-        As in `policies.forward_train`.
+    weight, bias : array_like of shape (C,), optional
+        Default: 1 and 0.
     rmax, dmax, eps : float
         As in `correction`.
+    mask, activation, residual : optional
+        As in `policies.forward_train`.
 
     Returns
     -------
