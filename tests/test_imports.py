@@ -154,7 +154,12 @@ def test_import_rules(path: Path) -> None:
         if place[0] != "lab" and top in NEEDED_BY_THE_LAB:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
-        inner_orders = {"kernels": KERNELS_ORDER, "statistics": STATISTICS_ORDER, "probes": PROBES_ORDER, "lab": LAB_ORDER}
+        inner_orders = {
+            "kernels": KERNELS_ORDER,
+            "statistics": STATISTICS_ORDER,
+            "probes": PROBES_ORDER,
+            "lab": LAB_ORDER,
+        }
         for which, order in inner_orders.items():
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
