@@ -3,6 +3,7 @@
 // an argument does not lie as the kernels need it: native.py then copies it, and calls again. The interpreter lock is
 // released while a kernel runs.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,6 +18,7 @@
 
 #include "kernels.h"
 #include "layout.h"
+#include "memory.h"
 #include "tensors.h"
 
 namespace nb = nanobind;
@@ -372,6 +374,10 @@ NB_MODULE(_native, m) {
   m.def("walkable_like", walkable_like, "Whether the kernels walk a tensor of x's shape in place, as they walk x.");
   m.def("empty_like", empty_like, "A new tensor as a kernel makes it for its results; None where x is not walkable.");
   m.def("poison_new_tensors", batchnorm::poison_new_tensors, "Whether new tensors are full of NaN; returns what was.");
+  m.def("blocks", batchnorm::blocks, "Bytes of every block of memory for outputs, and whether a tensor uses it.");
+  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give back all kept memory; returns the bytes.");
+  m.def("kept_limit", batchnorm::kept_limit, "How many bytes are kept at most.");
+  m.def("limit_kept_blocks", batchnorm::limit_kept_blocks, "Keep at most so many bytes; 0: let torch allocate.");
   m.def("fit", fit, nb::arg(), maybe, nb::arg());
   m.def("average", average);
   m.def("collect", collect);

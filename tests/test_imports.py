@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
-ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"]
+ORDER = ["kernels", "allocator", "autograd", "statistics", "functional", "nn", "tools", "lab"]
 KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
 LAB_ORDER = [
     {"errors", "environment"},
