@@ -1,14 +1,22 @@
-"""Batch normalization as a function: every check of what a user passes, and the only writer of running statistics."""
+"""Batch normalization as a function: check, run, remember.
+
+It holds every check of what a user passes, and is the only writer of running statistics and of their counter.
+"""
 
 from __future__ import annotations
+
+import numbers
+import warnings
 
 import torch
 from torch import Tensor
 
-from batchnorm import autograd, statistics
-from batchnorm.kernels import native, registry
+from batchnorm import autograd
+from batchnorm.kernels import registry, watched
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import values_per_channel
+from batchnorm.kernels.interface import Epilogue, Statistics, values_per_channel
+from batchnorm.statistics.policies import BATCH, Policy
+from batchnorm.statistics.running import cumulative_factor
 
 
 class InputError(ValueError, RuntimeError):
@@ -26,11 +34,14 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    statistics: Policy | None = None,
+    num_batches_tracked: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each channel of ``x`` over batch and space, scale, shift, add ``residual``, apply ``activation``.
@@ -51,30 +62,39 @@ def batch_norm(
         The gamma and beta of the paper. None: 1 and 0. Same dtypes as the running statistics.
     training : bool, default=False
         Whether to normalize with the statistics of this batch, and to update the running ones.
-    momentum : float or Tensor of shape (), default=0.1
-        Weight of the new batch in the running statistics.
+    momentum : float, Tensor with one element, or None, default=0.1
+        Weight of the new batch in the running statistics. None: 1 over the number of batches, which gives the average
+        of all of them; needs ``num_batches_tracked``. Outside [0, 1] a warning says that the average diverges.
     eps : float, default=1e-5
         Added to the variance.
     activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result, as in ``torch.nn.functional`` with default arguments. None: nothing.
     residual : Tensor of shape (N, C, *), default=None
         Added before the activation; shape, dtype and device of ``x``.
+    mask : Tensor, bool, broadcastable to (N, 1, *), or lengths, integer, of shape (N,), default=None
+        The valid values; lengths count them along the last dimension of an (N, C, L) input. Only these enter the
+        statistics; the result and all gradients elsewhere are exactly 0. None: all are valid.
+    statistics : Policy, default=None
+        Which values share statistics, and what is remembered of them. None: those of the whole batch.
+    num_batches_tracked : Tensor of shape (), integer, default=None
+        The counter of training batches; counted up in place when ``training``.
     out : Tensor of shape (N, C, *), default=None
-        Where the result goes: a tensor of the dtype and device of ``x``, which may be ``x`` or ``residual`` itself,
-        where no gradient is needed. In evaluation the native backend then takes no further memory.
+        Write the result here instead of allocating: a tensor of the dtype and device of ``x``, which may be ``x`` or
+        ``residual``. Not differentiable. In evaluation the native backend then takes no further memory.
 
     Returns
     -------
     Tensor
-        Shape, dtype and memory format of ``x``; ``out`` where that is given.
+        Shape, dtype and memory format of ``x``; ``out`` if that is given.
 
     Raises
     ------
     ValueError
-        A shape, device or activation that does not fit; ``eps`` out of range; fewer than two values per channel in
-        training, whose variance says nothing; neither batch nor running statistics to normalize with.
+        A shape, device, mask or activation that does not fit; ``eps`` out of range; fewer than two values per channel
+        in training, whose variance is undefined; neither batch nor running statistics to normalize with; a momentum
+        of None without a counter; under ``torch.func.vmap`` statistics of several batches for one set of running ones.
     TypeError
-        ``x`` is not a floating tensor, or another tensor's dtype does not go with it.
+        ``x`` is not a floating tensor, another tensor's dtype does not go with it, or ``momentum`` is no number.
 
     Notes
     -----
@@ -94,24 +114,100 @@ def batch_norm(
     tensor([[0.0000],
             [1.0000]])
     """
-    if not (autograd.nobody_looks(x) and native.fit(x, residual, running_mean, running_var, weight, bias)):
+    direct = watched.unobserved() and registry.fit(x, residual, running_mean, running_var, weight, bias)
+    if not direct:
         _check_tensors(x, running_mean, running_var, weight, bias, residual)
+        direct = watched.unobserved() and watched.plain(x, residual, running_mean, running_var, weight, bias)
+    policy = BATCH if statistics is None else statistics
+    if mask is not None:
+        mask = _whole_mask(mask, x)
+    reduction = policy.reduction(x, mask) if training else None
     count = values_per_channel(x)
-    _check_settings(x, running_mean, running_var, training, eps, activation, count)
+    _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
+    epilogue = Epilogue(weight, bias, residual, activation, mask)
     if out is not None:
         _check_out(out, x, residual, weight, bias)
-    if not training:
+
+    if reduction is None:
         assert running_mean is not None
         assert running_var is not None
-        arguments = (x, residual, running_mean, running_var, weight, bias, eps, activation)
-        if out is not None and autograd.nobody_looks(x) and _is_apart(out, x, residual):
-            return registry.select(x).normalize(*arguments, out)
-        y = autograd.normalize(*arguments)
+        stored = Statistics(running_mean, running_var)
+        if out is not None and direct and _is_apart(out, x, residual):
+            return autograd.normalize(x, stored, None, epilogue, eps, None, direct, out)
+        y = autograd.normalize(x, stored, None, epilogue, eps, None, direct)
         return y if out is None else out.copy_(y)
-    y, mean, var = autograd.forward(x, residual, weight, bias, eps, activation)
-    if running_mean is not None and running_var is not None and count > 0:
-        statistics.update(running_mean, running_var, mean, var, count, momentum)
+
+    factor = _averaging_factor(momentum, num_batches_tracked, running_mean)
+    if policy.splits:
+        found = policy.merge(autograd.collect(x, reduction, direct))
+        known = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
+        y = autograd.normalize(x, found, reduction, policy.correct(found, known, epilogue), eps, policy, direct)
+    else:
+        y, found = autograd.forward(x, reduction, epilogue, eps, direct)
+
+    if not direct and running_mean is not None:
+        _check_not_mapped(found, running_mean)
+    # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
+    counter = num_batches_tracked if count > 0 or momentum is not None else None
+    if running_mean is not None or counter is not None:
+        autograd.remember(running_mean, running_var, counter, found if count > 0 else None, factor, direct)
     return y if out is None else out.copy_(y)
+
+
+def _averaging_factor(
+    momentum: float | Tensor | None, counter: Tensor | None, running_mean: Tensor | None
+) -> float | Tensor:
+    """Return the weight of the new batch, or raise where ``momentum`` says none."""
+    if type(momentum) is not float:
+        if momentum is None:
+            if counter is not None:
+                return cumulative_factor(counter + 1)
+            if running_mean is None:
+                return 0.0
+            raise ValueError(
+                "momentum=None averages over all batches and must be given their number; num_batches_tracked is None. "
+                "Pass that counter, or a momentum such as 0.1."
+            )
+        if isinstance(momentum, Tensor) and momentum.numel() == 1:
+            return momentum.reshape(())
+        if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
+            raise TypeError(
+                f"momentum must be a number, a tensor with one element, or None; got {momentum!r}. Try 0.1."
+            )
+        momentum = float(momentum)
+    if not 0 <= momentum <= 1:
+        warnings.warn(
+            f"momentum={momentum} is outside [0, 1]: the running statistics will diverge. Try 0.1.", stacklevel=3
+        )
+    return momentum
+
+
+def _whole_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """Return a mask as a contiguous bool tensor (N, 1, *), or raise."""
+    shape = (x.shape[0], 1, *x.shape[2:])
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor; got {type(mask).__name__}. Try torch.as_tensor(mask).")
+    if mask.device != x.device:
+        raise InputError(f"x and mask must be on the same device; x is on {x.device}, mask on {mask.device}.")
+    if mask.dtype == torch.bool:
+        try:
+            return mask.expand(shape).contiguous()
+        except RuntimeError:
+            pass
+    elif not mask.is_floating_point() and mask.shape == shape[:1] and x.dim() == 3:
+        return (torch.arange(shape[2], device=x.device) < mask.view(-1, 1)).unsqueeze(1)
+    raise InputError(
+        f"mask must be bool and broadcast to (N, 1, *), here {shape}, or, for an (N, C, L) input, hold N integer "
+        f"lengths; got {mask.dtype} of shape {tuple(mask.shape)}. Try mask.unsqueeze(1) for a mask of shape (N, L)."
+    )
+
+
+def _check_not_mapped(found: Statistics, running_mean: Tensor) -> None:
+    if watched.batched(found.mean) and not watched.batched(running_mean):
+        raise InputError(
+            "vmap maps over the batch statistics, but there is one set of running statistics for all of them. "
+            "Map over the running statistics too, use track_running_stats=False, or eval()."
+        )
 
 
 def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
@@ -207,6 +303,8 @@ def _check_settings(
 
 
 def _check_per_channel(name: str, tensor: Tensor, x: Tensor, channels: int) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}. Try torch.as_tensor({name}).")
     if tensor.dim() != 1 or tensor.shape[0] != channels:
         raise InputError(
             f"{name} should contain {channels} elements not {tensor.numel()}: one per channel of x, whose shape is "

@@ -49,7 +49,7 @@ def test_forced_backend_that_cannot_compute_raises_and_automatic_choice_falls_ba
 ) -> None:
     class Picky:
         @staticmethod
-        def refusal(x: torch.Tensor) -> str | None:
+        def refusal(x: torch.Tensor, *_: object) -> str | None:
             return "it wants four dimensions" if x.dim() != 4 else None
 
     monkeypatch.setattr(registry, "BACKENDS", ("picky", "eager"))

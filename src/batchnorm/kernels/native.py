@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batchnorm.kernels import eager
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Gradients, Statistics, Sums
+from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, values_per_channel
 
 try:
     from batchnorm.kernels import _native
@@ -34,8 +34,10 @@ assert set(ACTIVATIONS) == set(_ACTIVATIONS) - {None}
 _threads = torch.get_num_threads
 
 
-def refusal(x: Tensor) -> str | None:
-    """Say why these kernels cannot compute ``x``, or None when they can."""
+def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:
+    """Return why these kernels cannot compute the call, or None when they can."""
+    if not (reduction is None or reduction.whole) or not (epilogue is None or epilogue.mask is None):
+        return "it computes neither groups nor masks"
     if _native is not None and _native.computes(x):
         return None
     if x.device.type != "cpu":
@@ -113,33 +115,43 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(Tensor).resolve_neg()
 
 
-def _of_nothing(x: Tensor, value: float) -> tuple[Tensor, Tensor]:
-    """Return two (C,) vectors for a tensor without values."""
-    first = torch.full((x.shape[1],), value, dtype=torch.float64)
+def _empty(x: Tensor, groups: int, value: float) -> tuple[Tensor, Tensor]:
+    """Return two (G, C) tensors for an input without values."""
+    first = torch.full((groups, x.shape[1]), value, dtype=torch.float64)
     return first, first.clone()
 
 
-def collect(x: Tensor) -> Statistics:
-    """Return the mean and biased variance of each channel; NaN where it holds no value."""
+def _counted(x: Tensor, mean: Tensor, var: Tensor) -> Statistics:
+    count = torch.full((1, 1), values_per_channel(x), dtype=torch.float64)
+    return Statistics(mean.view(1, -1), var.view(1, -1), count)
+
+
+def _of_channels(statistics: Statistics) -> tuple[Tensor, Tensor]:
+    return statistics.mean.view(-1), statistics.var.view(-1)
+
+
+def _after(epilogue: Epilogue, eps: float) -> tuple[Any, ...]:
+    return epilogue.weight, epilogue.bias, eps, _ACTIVATIONS[epilogue.activation]
+
+
+def collect(x: Tensor, reduction: Reduction) -> Statistics:  # noqa: ARG001  # the whole batch, by `refusal`
+    """Return the statistics of ``x``."""
     if x.numel() == 0:
-        return Statistics(*_of_nothing(x, torch.nan))
+        return _counted(x, *_empty(x, 1, torch.nan))
     arguments = (x, _threads())
-    return Statistics(*_native.collect(*arguments) or _on_copies(_native.collect, x, arguments))
+    return _counted(x, *(_native.collect(*arguments) or _on_copies(_native.collect, x, arguments)))
 
 
 def normalize(
     x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: Statistics,
+    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
+    epilogue: Epilogue,
     eps: float,
-    activation: str | None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given."""
-    arguments = (x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` if given."""
+    arguments = (x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps), _threads())
     if out is not None and _native.normalize_into(out, *arguments):
         torch.autograd.graph.increment_version(out)  # a graph that has saved `out` must know
         return out
@@ -151,94 +163,87 @@ def normalize(
 
 def forward(
     x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    reduction: Reduction,  # noqa: ARG001  # the whole batch, by `refusal`
+    epilogue: Epilogue,
     eps: float,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
-    arguments = (x, residual, weight, bias, eps, _ACTIVATIONS[activation], _threads())
+) -> tuple[Tensor, Statistics]:
+    """Return the result of `normalize` with the statistics of ``x``, and these."""
+    arguments = (x, epilogue.residual, *_after(epilogue, eps), _threads())
     done: tuple[Tensor, Tensor, Tensor] | None = _native.forward(*arguments)
     if done is None:
         if x.numel() == 0:
-            return torch.empty_like(x), *_of_nothing(x, torch.nan)
+            return torch.empty_like(x), _counted(x, *_empty(x, 1, torch.nan))
         done = _on_copies(_native.forward, x, arguments)
-    return done
+    y, mean, var = done
+    return y, _counted(x, mean, var)
 
 
 def reduce(
     dy: Tensor,
     x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: Statistics,
+    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
+    epilogue: Epilogue,
     eps: float,
-    activation: str | None,
 ) -> Sums:
     """Return the two sums of the backward pass."""
     if x.numel() == 0:
-        return Sums(*_of_nothing(x, 0.0))
-    arguments = (dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation], _threads())
-    return Sums(*_native.reduce(*arguments) or _on_copies(_native.reduce, x, arguments))
+        return Sums(*_empty(x, 1, 0.0))
+    arguments = (dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps), _threads())
+    sums = _native.reduce(*arguments) or _on_copies(_native.reduce, x, arguments)
+    return Sums(*(t.view(1, -1) for t in sums))
 
 
 def apply(
     dy: Tensor,
     x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
+    statistics: Statistics,
     sums: Sums,
-    count: int,
+    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
+    epilogue: Epilogue,
+    eps: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
+    """Return dx and dresidual (None without a residual), given the sums over all values that share statistics."""
     if x.numel() == 0:
-        return torch.empty_like(x), None if residual is None else torch.empty_like(x)
+        return torch.empty_like(x), None if epilogue.residual is None else torch.empty_like(x)
+    assert statistics.count is not None
     arguments = (
-        *(dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation]),
-        *(sums.sum_dy, sums.sum_dy_xhat, count, _threads()),
+        *(dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps)),
+        *(sums.sum_dy.view(-1), sums.sum_dy_xhat.view(-1), float(statistics.count), _threads()),
     )
     done: tuple[Tensor, Tensor | None] = _native.apply(*arguments) or _on_copies(_native.apply, x, arguments)
     return done
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    batch_statistics: bool,
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Gradients:
-    """Return the gradients of x, residual, weight and bias; ``batch_statistics``: mean and var are those of ``x``."""
+    """Return the gradients of all inputs."""
     arguments = (
-        *(dy, x, residual, mean, var, weight, bias, eps, _ACTIVATIONS[activation]),
-        *(batch_statistics, _threads()),
+        *(dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps)),
+        *(reduction is not None, _threads()),
     )
-    done: Gradients | None = _native.backward(*arguments)
+    done: tuple[Any, ...] | None = _native.backward(*arguments)
     if done is None:
         if x.numel() == 0:
-            dresidual, dweight, dbias = (None if t is None else torch.zeros_like(t) for t in (residual, weight, bias))
-            return torch.zeros_like(x), dresidual, dweight, dbias
+            others = (
+                None if t is None else torch.zeros_like(t) for t in (epilogue.residual, epilogue.weight, epilogue.bias)
+            )
+            return Gradients(torch.zeros_like(x), *others)
         done = _on_copies(_native.backward, x, arguments)
-    return done
+    return Gradients(*done)
 
 
-def average(running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
-    """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
-    if not _native.average(running, value, float(factor), scale):
-        eager.average(running, value, factor, scale)
+def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
+    """Move running statistics towards those of each group in turn, in place, rounding once per group."""
+    assert statistics.count is not None
+    for mean, var, of_group in zip(*statistics, strict=True):
+        count = float(of_group)
+        if count < 2:
+            continue
+        for running, value, scale in ((running_mean, mean, 1.0), (running_var, var, count / (count - 1))):
+            if not _native.average(running, value, float(factor), scale):
+                running.copy_(torch.lerp(running.to(value.dtype), value * scale, factor))
 
 
 def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:

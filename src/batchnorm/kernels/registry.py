@@ -11,7 +11,8 @@ from typing import cast
 
 from torch import Tensor
 
-from batchnorm.kernels.interface import Kernels
+from batchnorm.kernels import native
+from batchnorm.kernels.interface import Epilogue, Kernels, Reduction
 
 #: Backends, fastest first; each is a module of this package, imported when it is first looked at.
 BACKENDS = ("native", "eager")
@@ -48,13 +49,17 @@ class Explanation:
         return "\n".join(lines)
 
 
-def select(x: Tensor) -> Kernels:
-    """Return the kernels that compute ``x``.
+def select(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> Kernels:
+    """Return the kernels that compute a call.
 
     Parameters
     ----------
     x : Tensor
         The input of the layer.
+    reduction : Reduction, default=None
+        Which values share statistics.
+    epilogue : Epilogue, default=None
+        What follows.
 
     Returns
     -------
@@ -64,13 +69,13 @@ def select(x: Tensor) -> Kernels:
     Raises
     ------
     ValueError
-        A backend was asked for that is unknown or cannot compute ``x``.
+        A backend was asked for that is unknown or cannot compute the call.
     """
     if _forced is not None:
-        return _require_able(_forced, x)
+        return _require_able(_forced, x, reduction, epilogue)
     for name in BACKENDS:
         kernels = _load(name)
-        if kernels.refusal(x) is None:
+        if kernels.refusal(x, reduction, epilogue) is None:
             return kernels
     raise AssertionError("the last backend refuses nothing")
 
@@ -106,6 +111,25 @@ def explain(x: Tensor) -> Explanation:
     chosen = next(name for name, reason in reasons.items() if reason is None)
     faster = BACKENDS[: BACKENDS.index(chosen)]
     return Explanation(chosen, False, {name: str(reasons[name]) for name in faster}, _describe(x))
+
+
+def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
+    """Whether these are plain tensors that go together, by the quickest check there is; False says nothing.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, *)
+        The input.
+    residual : Tensor or None
+        To have its shape and dtype.
+    *vectors : Tensor or None
+        To be of shape (C,), in x's dtype, or float32 for half and bfloat16.
+
+    Returns
+    -------
+    bool
+    """
+    return native.fit(x, residual, *vectors)
 
 
 @contextmanager
@@ -144,10 +168,12 @@ def _require_known(name: str) -> None:
         )
 
 
-def _require_able(name: str, x: Tensor) -> Kernels:
+def _require_able(
+    name: str, x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None
+) -> Kernels:
     _require_known(name)
     kernels = _load(name)
-    reason = kernels.refusal(x)
+    reason = kernels.refusal(x, reduction, epilogue)
     if reason is not None:
         raise ValueError(
             f"the backend asked for must be able to compute {_describe(x)}; '{name}' cannot: {reason}. "

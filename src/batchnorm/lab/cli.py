@@ -245,7 +245,7 @@ def _bench_page(config: PageConfig) -> int:
 
 
 def _check(config: CheckConfig) -> int:
-    from batchnorm.reference.check import check
+    from batchnorm.checker import check
 
     if not config.files:
         raise LabError("check needs at least one Python file. Try batchnorm check my_layers.py")

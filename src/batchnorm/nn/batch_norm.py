@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from batchnorm import functional, statistics
+from batchnorm import functional
 from batchnorm.kernels.activations import ACTIVATIONS
 
 
@@ -81,27 +81,20 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         training, tracks = self.training, self.track_running_stats
-        counter = self.num_batches_tracked if training and tracks else None
-        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if counter is not None and self.momentum is None:
-            momentum = statistics.cumulative_factor(counter + 1)
         stored = not training or tracks
-        y = functional.batch_norm(
+        return functional.batch_norm(
             x,
             running_mean if stored else None,
             running_var if stored else None,
             weight,
             bias,
             training or (running_mean is None and running_var is None),
-            momentum,
+            self.momentum,
             self.eps,
             activation=activation,
             residual=residual,
+            num_batches_tracked=self.num_batches_tracked if training and tracks else None,
         )
-        # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
-        if counter is not None and (x.numel() > 0 or self.momentum is not None):
-            counter.add_(1)
-        return y
 
     def extra_repr(self) -> str:
         """Return torch's description of the layer, and the activation where there is one."""
@@ -167,7 +160,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -223,7 +217,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -279,7 +274,8 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------

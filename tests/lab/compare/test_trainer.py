@@ -12,12 +12,12 @@ from torch import nn
 from batchnorm.lab.compare import trainer
 from batchnorm.lab.compare.artefacts import RunWriter, read_run
 from batchnorm.lab.compare.config import CompareConfig
+from batchnorm.lab.compare.evaluation import evaluate
 from batchnorm.lab.compare.trainer import Progress, compare, describe
 from batchnorm.lab.data import Dataset, InMemory, batches
 from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.models import Normalization, build
-from batchnorm.lab.probes import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import pytest
 
 from batchnorm.lab import cli
 from batchnorm.lab.errors import LabError
-from batchnorm.lab.probes import DEFAULT, PROBES
 from batchnorm.lab.training import TrainConfig
 from batchnorm.lab.training.checks import AT_LEAST, NOT_NEGATIVE, POSITIVE, SHARES
 from batchnorm.lab.training.config import MAY_CHANGE, ProbeName
 from batchnorm.lab.training.recipes import resolve, resolve_cadence
 from batchnorm.lab.training.schedules import make_schedule
 from batchnorm.lab.training.settings import command_line, from_mapping, read_toml
+from batchnorm.probes import DEFAULT, PROBES
 from batchnorm.reference import schedules as reference
 
 

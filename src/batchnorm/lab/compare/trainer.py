@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from batchnorm.lab.compare.artefacts import RunWriter, TrialWriter
 from batchnorm.lab.compare.config import CompareConfig, Norm, evaluation_steps
+from batchnorm.lab.compare.evaluation import evaluate, training_loss
 from batchnorm.lab.data import Dataset, batches
 from batchnorm.lab.data.dataset import everything
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Network, Normalization, build
-from batchnorm.lab.probes import evaluate, training_loss
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import batchnorm
 from batchnorm.lab.data import Dataset
 from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError, OutputError
-from batchnorm.lab.probes import make_probes
 from batchnorm.lab.recording import Recorder, read_config
 from batchnorm.lab.training import checkpoints
 from batchnorm.lab.training.building import Subject, make_subject
@@ -32,6 +31,7 @@ from batchnorm.lab.training.schedules import make_schedule
 from batchnorm.lab.training.settings import check_resumption, command_line, from_mapping
 from batchnorm.lab.training.signals import asking_to_stop
 from batchnorm.lab.training.step import Stepper
+from batchnorm.probes import make_probes
 
 CHECKPOINTS = "checkpoints"
 
