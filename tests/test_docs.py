@@ -33,6 +33,9 @@ IGNORED_IN_RECORDS = {"PR01"}
 #: has sections must have them whole.
 IGNORED_IN_ONE_SENTENCE = {"PR01", "RT01"}
 SURFACE = {
+    "batchnorm.allocator.limit_kept_memory",
+    "batchnorm.allocator.memory",
+    "batchnorm.allocator.release_memory",
     "batchnorm.checker.check",
     "batchnorm.functional.batch_norm",
     "batchnorm.kernels.registry.explain",

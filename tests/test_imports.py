@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
-ORDER = ["kernels", "statistics", "autograd", "functional", "nn", "tools", "probes", "lab"]
+ORDER = ["kernels", "allocator", "statistics", "autograd", "functional", "nn", "tools", "probes", "lab"]
 #: Beside that order, each importing what stands before it, NumPy and the standard library; only the lab imports them.
 NUMPY_ONLY = ["reference", "checker"]
 KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]

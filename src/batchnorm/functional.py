@@ -244,7 +244,10 @@ def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
 
 
 def _is_apart(out: Tensor, *inputs: Tensor | None) -> bool:
-    """Whether each value of ``out`` has a place of its own, from which no other value of an input is read."""
+    """Return whether each value of ``out`` has an address of its own, at which no input has another value.
+
+    Addresses are compared, not storages: two tensors made from views of one NumPy array share memory, not a storage.
+    """
     reach = 1
     for stride, size in sorted(
         (stride, size) for stride, size in zip(out.stride(), out.shape, strict=True) if size > 1
@@ -252,9 +255,22 @@ def _is_apart(out: Tensor, *inputs: Tensor | None) -> bool:
         if stride < reach:
             return False
         reach += stride * (size - 1)
-    memory = out.untyped_storage().data_ptr()
-    shared = [t for t in inputs if t is not None and t.untyped_storage().data_ptr() == memory]
-    return all(t.data_ptr() == out.data_ptr() and t.stride() == out.stride() for t in shared)
+    begin, end = _addresses(out)
+    for t in inputs:
+        if t is None or (t.data_ptr() == begin and t.stride() == out.stride()):
+            continue
+        first, last = _addresses(t)
+        if first < end and begin < last:
+            return False
+    return True
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses of the first byte and of the one after the last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _check_tensors(

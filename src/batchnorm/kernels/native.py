@@ -245,3 +245,24 @@ def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
     bool
     """
     return _native is not None and _native.fit(x, residual, vectors)
+
+
+def blocks() -> list[tuple[int, bool]]:
+    """Return the bytes of each block of memory for outputs, and whether a tensor uses it."""
+    return [] if _native is None else _native.blocks()
+
+
+def release_kept_blocks() -> int:
+    """Give every kept block back to the system; return their bytes."""
+    return 0 if _native is None else _native.release_kept_blocks()
+
+
+def kept_limit() -> int:
+    """Return the most bytes that are kept; 0 without compiled kernels."""
+    return 0 if _native is None else _native.kept_limit()
+
+
+def limit_kept_blocks(limit: int) -> None:
+    """Keep at most so many bytes; with 0 torch allocates the outputs."""
+    if _native is not None:
+        _native.limit_kept_blocks(limit)

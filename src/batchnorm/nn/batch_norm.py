@@ -258,7 +258,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -316,7 +317,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -374,7 +376,8 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
