@@ -47,10 +47,9 @@ REPORT_ORDER = [
 ]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
-    {"cases", "goals", "machine"},
-    {"arms", "resnet", "table"},
+    {"machine", "table"},
+    {"arms"},
     {"gate"},
-    {"steps"},
     {"worker"},
     {"run"},
 ]
@@ -97,7 +96,7 @@ NO_TORCH = {"files", "page", "plots", "recording", "report", "terminal", "wordin
 NO_TORCH_IN_COMPARE = {
     *("artefacts", "charts", "comparison", "config", "plots", "report", "summary", "terminal", "wording"),
 }
-NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),

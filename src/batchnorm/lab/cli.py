@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 import batchnorm
-from batchnorm.lab.bench.config import BenchConfig, PageConfig
+from batchnorm.lab.bench.config import BenchConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.compare.config import CompareConfig
 from batchnorm.lab.errors import LabError
@@ -70,9 +70,7 @@ class ModelsConfig:
     """List the networks and the normalizations that train knows by name."""
 
 
-Config = (
-    ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
-)
+Config = ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | ClaimsConfig
 Command = (
     Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -80,7 +78,6 @@ Command = (
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-    | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
     | Annotated[ClaimsConfig, tyro.conf.subcommand("claims")]
 )
 
@@ -118,8 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _check(command)
             case BenchConfig():
                 return _bench(command)
-            case PageConfig():
-                return _bench_page(command)
             case ClaimsConfig():
                 return _claims(command)
             case _:
@@ -202,7 +197,7 @@ def _report(config: ReportConfig) -> int:
 
 
 def _bench(config: BenchConfig) -> int:
-    from batchnorm.lab.bench.run import RedGate, bench
+    from batchnorm.lab.bench.run import RedGate, bench, operations
     from batchnorm.lab.bench.table import print_tables
     from batchnorm.lab.terminal import console
 
@@ -210,7 +205,8 @@ def _bench(config: BenchConfig) -> int:
     if not out.is_terminal:
         out.width = BENCH_PIPE_WIDTH
     try:
-        run = bench(config, out)
+        config = config.resolved()
+        run = bench(config, operations(config), out)
     except RedGate as red:
         sys.stderr.write(f"batchnorm: a wrong answer, so no numbers: {red}\n")
         return WRONG
@@ -228,19 +224,6 @@ def _models() -> int:
 
     _say(describe())
     _say(f"--norm: {', '.join(f'{name} ({kind.words})' for name, kind in NORMS.items())}.")
-    return DONE
-
-
-def _bench_page(config: PageConfig) -> int:
-    from batchnorm.lab.bench import rows, table
-    from batchnorm.lab.files import write_text
-
-    measured = rows.latest([row for path in config.results for row in rows.read(path)])
-    page = table.page(measured, (path.as_posix() for path in config.results))
-    if config.out is None:
-        sys.stdout.write(page)
-    else:
-        write_text(config.out, page)
     return DONE
 
 
