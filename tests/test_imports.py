@@ -65,7 +65,7 @@ TRAINING_ORDER = [
 DATA_ORDER = [
     {"augmentation", "dataset", "split", "verified"},
     {"parts", "picture"},
-    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"arrays", "cifar", "digits", "folder", "idx", "points"},
     {"loader", "registry"},
 ]
 MODELS_ORDER = [

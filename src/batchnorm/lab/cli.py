@@ -5,6 +5,7 @@ What is slow to import (torch, matplotlib) is imported by the command that needs
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -25,7 +26,7 @@ from batchnorm.lab.train_command import TrainCommand, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
 
-DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
 BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
 
@@ -94,9 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0 done; 1 a check found a mistake, a benchmark a wrong answer, or a claim does not hold
-        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is gone.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as head has read enough; at exit Python flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         _say(f"batchnorm {batchnorm.__version__}")
         return DONE
