@@ -218,7 +218,7 @@ def bounds(
 def naive_correction(factor: ArrayLike, summand: ArrayLike, batches: int, warm_up: int) -> tuple[Array, Array]:
     """Weigh the correction by the number of warm-ups that have passed: what the tests must catch. Nothing may use it.
 
-    The weight should stop at 1. It goes on to 2, 3, ...: the correction overshoots, and the factor may be negative.
+    The weight should stop at 1. It grows to 2, 3, ...: the correction overshoots, and the factor may be negative.
     """
     weight = batches // warm_up
     factor, summand = np.asarray(factor, dtype=np.float64), np.asarray(summand, dtype=np.float64)
