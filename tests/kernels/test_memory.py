@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from batchnorm.kernels import native
+from batchnorm.kernels.interface import Epilogue, Statistics
 
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
@@ -29,7 +30,7 @@ def _input(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def _output(size: int) -> torch.Tensor:
     x, mean, var = _input(size)
-    y: torch.Tensor = native.normalize(x, None, mean, var, None, None, 0.0, None)
+    y: torch.Tensor = native.normalize(x, Statistics(mean, var), None, Epilogue(), 0.0)
     return y
 
 
