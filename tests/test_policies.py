@@ -62,16 +62,7 @@ def _groups(_backend: None) -> None:
     _expect_refusal(Reduction(group_size=1), Epilogue())
 
 
-@pytest.fixture
-def _renorm(request: pytest.FixtureRequest, _backend: None) -> None:
-    """Expect the known fault: eager `collect` runs under autograd when a policy only corrects."""
-    if batchnorm.explain(torch.zeros(2, 1)).backend == "eager":
-        reason = "eager collect writes with out= where x needs a gradient"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=RuntimeError, strict=True))
-
-
 masks = pytest.mark.usefixtures("_masks")
-renorms = pytest.mark.usefixtures("_renorm")
 groups = pytest.mark.usefixtures("_groups")
 
 
@@ -454,7 +445,6 @@ def open_renorm(rmax: float, dmax: float, average: str = "variance") -> object:
     return batchnorm.Renorm(rmax=rmax, dmax=dmax, start=0, rmax_end=0, dmax_end=0, average=average)
 
 
-@renorms
 @needs("Renorm")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", ["normal", "mean_1e4", "constant_channels"])
@@ -466,7 +456,6 @@ def test_renorm(average: str, bounds: tuple[float, float], values: str, dtype: t
     check(make(values, dtype), expected, statistics=open_renorm(rmax, dmax, average))
 
 
-@renorms
 @masks
 @needs("Renorm")
 def test_renorm_with_a_mask() -> None:
@@ -479,7 +468,6 @@ def test_renorm_in_evaluation_is_the_plain_layer() -> None:
     check(make(), {}, statistics=open_renorm(1.2, 0.3), training=False)
 
 
-@renorms
 @needs("Renorm")
 @pytest.mark.parametrize("tracked", [0, 4999, 5000, 5001, 15000, 25000, 40000, 10**6])
 def test_renorm_opens_by_the_batches_seen_before(tracked: int) -> None:
@@ -492,16 +480,7 @@ def test_renorm_opens_by_the_batches_seen_before(tracked: int) -> None:
 
 @masks
 @needs("Renorm")
-@pytest.mark.parametrize(
-    "average",
-    [
-        pytest.param(
-            "deviation",
-            marks=pytest.mark.xfail(reason="the mean of no value, NaN, is remembered", raises=AssertionError),
-        ),
-        "variance",
-    ],
-)
+@pytest.mark.parametrize("average", ["deviation", "variance"])
 def test_renorm_without_a_valid_value_leaves_running_statistics_alone(average: str) -> None:
     given, nothing = make(), torch.zeros(9, 1, 5, dtype=torch.bool)
     running = given["running_mean"].clone(), given["running_var"].clone()
@@ -513,7 +492,6 @@ def test_renorm_without_a_valid_value_leaves_running_statistics_alone(average: s
     assert counter == 7
 
 
-@renorms
 @needs("Renorm")
 def test_second_derivatives_of_renorm_hold_the_correction() -> None:
     policy = open_renorm(1.2, 0.3)
