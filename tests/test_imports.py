@@ -95,7 +95,7 @@ NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "tabl
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
-    *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
+    *("safetensors", "sklearn", "tensorboard", "tyro"),
 }
 TRAINING = {"data", "environment", "models", "probes", "training"}
 

@@ -137,6 +137,17 @@ class Plan:
 def vary(setting: str, values: Sequence[Any]) -> Axis:
     """Return the axis of one setting: a value each, labelled by itself.
 
+    Parameters
+    ----------
+    setting : str
+        Its name.
+    values : sequence
+        Its values.
+
+    Returns
+    -------
+    mapping
+
     Raises
     ------
     LabError
@@ -196,6 +207,15 @@ def store(plan: Plan, path: Path, *, command: str, environment: Mapping[str, Any
 
 def read_plan(path: Path) -> Plan:
     """Read the plan of a directory.
+
+    Parameters
+    ----------
+    path : Path
+        The directory.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------

@@ -202,7 +202,7 @@ def _over_tuned(study: Study, numbers: Numbers) -> list[Chart | None]:
     ]
     base = numbers.groups[0].name
     return [
-        _chart("ratio", f"How many times fewer steps, over the {name}", "ratio of steps",
+        _chart("ratio", f"Ratio of steps, over the {name}", "ratio of steps",
                f"Steps of {base} over steps of the arm at the same {name}, medians over seeds; above 1 the arm needs "
                "fewer. No point: one of them did not reach the accuracy.", quantities(ratios), log=True, axis=axis),
         _chart("steps", f"Steps to an accuracy, over the {name}", "steps",
