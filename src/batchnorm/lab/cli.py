@@ -16,7 +16,8 @@ import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
-from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
+from batchnorm.lab.claims_command import ClaimsConfig
+from batchnorm.lab.claims_command import run as run_claims
 from batchnorm.lab.compare_command import run as run_compare
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.experiments.compare import CompareCommand
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case PageConfig():
                 return _bench_page(command)
             case ClaimsConfig():
-                return _claims(command)
+                return run_claims(command)
             case _:
                 return run_compare(command)
     except LabError as error:
@@ -134,21 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(config: ReportConfig) -> int:
-    from batchnorm.lab.claims.run import make_page
-    from batchnorm.lab.recording import kind_of
     from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console
 
-    to = console()
-    if len(config.directories) == 1 and config.out is None and kind_of(config.directories[0]) == "claim":
-        outcome = make_page(config.directories[0])
-        outcome.show(to)
-        page = outcome.page
-    else:
-        report = make_report(config.directories, config.out)
-        report.show(to)
-        page = report.page
-    _say(f"\nreport: {page}")
+    report = make_report(config.directories, config.out)
+    report.show(console())
+    _say(f"\nreport: {report.page}")
     return DONE
 
 
@@ -208,37 +200,6 @@ def _check(config: CheckConfig) -> int:
     if any(report.failure for report in reports):
         return BAD_INPUT
     return DONE if all(report.ok for report in reports) else WRONG
-
-
-def _claims(config: ClaimsConfig) -> int:
-    return _run_claims(config.action) if isinstance(config.action, RunClaims) else _list_claims()
-
-
-def _list_claims() -> int:
-    from batchnorm.lab.claims.registry import CLAIMS
-
-    for claim in CLAIMS.values():
-        _say(f"{claim.name}\n    {claim.sentence}\n    decided by: {claim.rule}\n    from: {claim.source}")
-    return DONE
-
-
-def _run_claims(config: RunClaims) -> int:
-    from batchnorm.lab.claims.findings import HOLDS
-    from batchnorm.lab.claims.run import directories, prepare, record
-    from batchnorm.lab.terminal import console, counting_bar
-
-    out, statuses = console(), {}
-    prepared = [prepare(name, config, path) for name, path in directories(config).items()]
-    for run in prepared:
-        out.print(f"claim {run.claim.name}, into {run.path}", soft_wrap=True)
-        with counting_bar(out, run.total) as advance:
-            outcome = record(run, advance)
-        outcome.show(out)
-        _say(f"\nreport: {outcome.page}\n")
-        statuses[run.claim.name] = outcome.findings.status
-    if len(statuses) > 1:
-        _say("\n".join(f"{name}: {status}" for name, status in statuses.items()))
-    return DONE if set(statuses.values()) == {HOLDS} else WRONG
 
 
 def _parse(arguments: list[str]) -> Config | None:

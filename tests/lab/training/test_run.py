@@ -21,8 +21,8 @@ import batchnorm
 from batchnorm.lab import cli, files
 from batchnorm.lab.data import InMemory
 from batchnorm.lab.errors import LabError, OutputError
+from batchnorm.lab.experiments.study import settings_of
 from batchnorm.lab.recording import TrainRun, read_train_run
-from batchnorm.lab.report.study import settings_of
 from batchnorm.lab.training import TrainConfig, checkpoints, train
 from batchnorm.lab.training.evaluation import evaluation_mode, fixed_subset
 from batchnorm.lab.training.progress import Progress, training_progress

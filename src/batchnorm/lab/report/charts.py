@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.lab.experiments.numbers import Numbers
+from batchnorm.lab.experiments.series import Floats, Quantity, Series, Track, number, quantity, thin
+from batchnorm.lab.experiments.study import Arm, Group, Study, settings_of
 from batchnorm.lab.recording import Record
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
-from batchnorm.lab.report.numbers import Numbers
-from batchnorm.lab.report.series import Floats, Quantity, Series, Track, number, quantity, thin
-from batchnorm.lab.report.study import Arm, Group, Study, settings_of
 from batchnorm.lab.report.units import Units
 from batchnorm.lab.report.wording import mark_name
 from batchnorm.lab.rules import drift

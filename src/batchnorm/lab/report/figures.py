@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from batchnorm.lab.experiments.series import Quantity
+from batchnorm.lab.experiments.study import Arm, Group, Study
 from batchnorm.lab.plots import SETTINGS, Picture
 from batchnorm.lab.report.charts import PALETTE, Chart, Look, looks
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
-from batchnorm.lab.report.series import Quantity
-from batchnorm.lab.report.study import Arm, Group, Study
 from batchnorm.lab.wording import plural
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "plus": "+", "down": "v"}

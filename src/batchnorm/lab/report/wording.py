@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from batchnorm.lab.page import text
-from batchnorm.lab.report.numbers import ArmNumbers, GroupNumbers, Numbers, RunNumbers, evaluation_spacing
-from batchnorm.lab.report.study import Arm, Study, seed_of, settings_of
+from batchnorm.lab.experiments.numbers import ArmNumbers, GroupNumbers, Numbers, RunNumbers, evaluation_spacing
+from batchnorm.lab.experiments.study import Arm, Study, seed_of, settings_of
 from batchnorm.lab.rules import SAME, Ratio, Spread
-from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural
+from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural, text
 
 SPLITS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
 ENDED_BADLY = ("diverged", "interrupted", "failed")
