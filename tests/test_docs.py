@@ -33,20 +33,34 @@ IGNORED_IN_RECORDS = {"PR01"}
 #: has sections must have them whole.
 IGNORED_IN_ONE_SENTENCE = {"PR01", "RT01"}
 SURFACE = {
+    "batchnorm.allocator.limit_kept_memory",
+    "batchnorm.allocator.memory",
+    "batchnorm.allocator.release_memory",
+    "batchnorm.checker.check",
     "batchnorm.functional.batch_norm",
     "batchnorm.kernels.registry.explain",
     "batchnorm.kernels.registry.use_backend",
     "batchnorm.nn.batch_norm.BatchNorm1d",
     "batchnorm.nn.batch_norm.BatchNorm2d",
     "batchnorm.nn.batch_norm.BatchNorm3d",
+    "batchnorm.probes.activations.Activations",
+    "batchnorm.probes.choose.make_probes",
+    "batchnorm.probes.gradients.Gradients",
+    "batchnorm.probes.landscape.Landscape",
+    "batchnorm.probes.probe.Reading",
+    "batchnorm.probes.probe.Step",
+    "batchnorm.probes.running.Running",
+    "batchnorm.probes.shift.Shift",
     "batchnorm.reference.augmentation.cutout",
     "batchnorm.reference.augmentation.linear_survival",
     "batchnorm.reference.augmentation.mixup",
     "batchnorm.reference.augmentation.stochastic_depth_forward",
+    "batchnorm.reference.averages.debiased_factor",
+    "batchnorm.reference.averages.half_life_of_momentum",
+    "batchnorm.reference.averages.momentum_of_half_life",
     "batchnorm.reference.batch_norm.backward",
     "batchnorm.reference.batch_norm.forward_test",
     "batchnorm.reference.batch_norm.forward_train",
-    "batchnorm.reference.check.check",
     "batchnorm.reference.convolution.conv2d_backward",
     "batchnorm.reference.convolution.conv2d_forward",
     "batchnorm.reference.convolution.max_pool2d_backward",
@@ -98,6 +112,19 @@ SURFACE = {
     "batchnorm.reference.penalties.l1_penalty",
     "batchnorm.reference.penalties.l2_factor",
     "batchnorm.reference.penalties.l2_penalty",
+    "batchnorm.reference.policies.backward",
+    "batchnorm.reference.policies.forward_test",
+    "batchnorm.reference.policies.forward_train",
+    "batchnorm.reference.policies.ghost_groups",
+    "batchnorm.reference.policies.update_in_turn",
+    "batchnorm.reference.policies.update_per_key",
+    "batchnorm.reference.policies.valid_mask",
+    "batchnorm.reference.ranks.backward",
+    "batchnorm.reference.ranks.forward_train",
+    "batchnorm.reference.renorm.bounds",
+    "batchnorm.reference.renorm.correction",
+    "batchnorm.reference.renorm.forward_train",
+    "batchnorm.reference.renorm.update_sigma",
     "batchnorm.reference.sandwiches.conv_bn_relu_backward",
     "batchnorm.reference.sandwiches.conv_bn_relu_forward",
     "batchnorm.reference.sandwiches.conv_relu_backward",
@@ -176,11 +203,12 @@ def test_examples_in_docstrings(module: ModuleType) -> None:
     assert doctest.testmod(module, optionflags=flags, extraglobs=vars(module)).failed == 0
 
 
-def test_python_in_the_readme_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/probes.md"])
+def test_python_in_pages_runs(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
 
 
 def _pages() -> list[Path]:

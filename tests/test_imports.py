@@ -12,14 +12,16 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
-ORDER = ["kernels", "autograd", "statistics", "functional", "nn", "tools", "lab"]
-KERNELS_ORDER = [{"interface", "activations", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
+ORDER = ["kernels", "allocator", "statistics", "autograd", "functional", "nn", "tools", "probes", "lab"]
+#: Beside that order, each importing what stands before it, NumPy and the standard library; only the lab imports them.
+NUMPY_ONLY = ["reference", "checker"]
+KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
+STATISTICS_ORDER = [{"running", "population"}, {"across", "policies"}]
 LAB_ORDER = [
     {"errors", "environment", "rules"},
     {"files"},
     {"data", "recording"},
     {"models"},
-    {"probes"},
     {"wording", "training"},
     {"plots", "terminal"},
     {"experiments"},
@@ -33,7 +35,6 @@ EXPERIMENTS_ORDER = [
     {"study", "compare", "progress", "run"},
     {"series"},
     {"numbers"},
-    {"pointsets"},
     {"claims"},
 ]
 REPORT_ORDER = [
@@ -44,10 +45,9 @@ REPORT_ORDER = [
 ]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
-    {"cases", "goals", "machine"},
-    {"arms", "resnet", "table"},
+    {"machine", "table"},
+    {"arms"},
     {"gate"},
-    {"steps"},
     {"worker"},
     {"run"},
 ]
@@ -63,7 +63,7 @@ TRAINING_ORDER = [
 DATA_ORDER = [
     {"augmentation", "dataset", "split", "verified"},
     {"parts", "picture"},
-    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"arrays", "cifar", "digits", "folder", "idx", "points"},
     {"loader", "registry"},
 ]
 MODELS_ORDER = [
@@ -77,7 +77,7 @@ MODELS_ORDER = [
 PROBES_ORDER = [
     {"probe", "saturation"},
     {"samples"},
-    {"calls", "evaluation"},
+    {"calls"},
     {"activations", "gradients", "running", "replay"},
     {"shift", "landscape"},
     {"choose"},
@@ -86,20 +86,19 @@ INNER_ORDERS = {
     "data": DATA_ORDER,
     "experiments": EXPERIMENTS_ORDER,
     "models": MODELS_ORDER,
-    "probes": PROBES_ORDER,
     "report": REPORT_ORDER,
     "training": TRAINING_ORDER,
 }
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
-NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "pointsets", "progress", "series", "study", "takes"}
-NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "progress", "series", "study", "takes"}
+NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
     *("safetensors", "sklearn", "tensorboard", "tyro"),
 }
-TRAINING = {"data", "environment", "models", "probes", "training"}
+TRAINING = {"data", "environment", "models", "training"}
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:
@@ -137,23 +136,25 @@ def test_import_rules(path: Path) -> None:
     for line, name in _imports(path):
         top, *inner = name.split(".")
         inner = inner if top == "batchnorm" else []
-        if place[0] == "reference":
-            if not (top in {"numpy", *sys.stdlib_module_names} or inner[:1] == ["reference"]):
-                breach(line, name, "reference imports numpy only")
+        if place[0] in NUMPY_ONLY:
+            allowed = NUMPY_ONLY[: NUMPY_ONLY.index(place[0]) + 1]
+            if not (top in {"numpy", *sys.stdlib_module_names} or (inner and inner[0] in allowed)):
+                breach(line, name, f"{place[0]} imports numpy and {' and '.join(allowed)} only")
             continue
         if inner and place[0] in ORDER and inner[0] in ORDER and ORDER.index(inner[0]) > ORDER.index(place[0]):
             breach(line, name, f"the order is {' <- '.join(ORDER)}")
-        gate = place == ["lab", "bench", "gate"] or (place == ["lab", "cli"] and inner[:2] == ["reference", "check"])
-        if inner[:1] == ["reference"] and place[:3] != ["lab", "experiments", "claims"] and not gate:
-            breach(
-                line,
-                name,
-                "reference: tests, docs, examples, lab/experiments/claims, lab/bench/gate; its check: lab/cli",
-            )
+        if inner and inner[0] in NUMPY_ONLY and place[0] != "lab":
+            breach(line, name, "of the package only the lab imports the reference and the checker")
         if place[0] != "lab" and top in NEEDED_BY_THE_LAB:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
-        for which, order in (("kernels", KERNELS_ORDER), ("lab", LAB_ORDER)):
+        inner_orders = {
+            "kernels": KERNELS_ORDER,
+            "statistics": STATISTICS_ORDER,
+            "probes": PROBES_ORDER,
+            "lab": LAB_ORDER,
+        }
+        for which, order in inner_orders.items():
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
                 breach(line, name, f"inside {which} the order is {order}")
@@ -186,8 +187,8 @@ def test_import_rules(path: Path) -> None:
 def test_importing_the_package_loads_neither_lab_nor_its_packages() -> None:
     program = (
         "import sys, batchnorm; "
-        "print([m for m in ('batchnorm.lab', 'batchnorm.reference', 'matplotlib', 'rich', 'tyro', 'sklearn', 'triton') "
-        "if m in sys.modules])"
+        "print([m for m in ('batchnorm.lab', 'batchnorm.reference', 'batchnorm.checker', "
+        "'matplotlib', 'rich', 'tyro', 'sklearn', 'triton') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,7 +6,7 @@ import pytest
 
 from batchnorm.lab import cli
 
-LEARNERS = Path(__file__).parents[1] / "reference" / "check" / "learners"
+LEARNERS = Path(__file__).parents[1] / "checker" / "learners"
 
 
 def test_right_answers_end_with_0(capsys):

@@ -3,6 +3,9 @@
 A message says what must hold, what came, and what to try. Anything else that is raised is a bug of ours.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LabError(ValueError):
     """An input of the lab that cannot work: the base of all errors a user can cause."""
@@ -14,3 +17,9 @@ class DataError(LabError):
 
 class OutputError(LabError):
     """A run directory that cannot be written, or holds what cannot be read."""
+
+
+def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint to the nearest known word, as "; did you mean 'lr'?"; empty if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {prefix + near[0]!r}?" if near else ""

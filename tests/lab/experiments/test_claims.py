@@ -15,7 +15,7 @@ from batchnorm.lab.claims_command import ClaimsConfig, ListClaims, RunClaims, di
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.experiments.claims import optimizers, registry, regularizers, whitening
 from batchnorm.lab.experiments.claims.form import Check, Claim, Findings, Measurement, number, spread
-from batchnorm.lab.experiments.pointsets import generate
+from batchnorm.lab.experiments.claims.regularizers import generate
 from batchnorm.lab.rules import decide, interval_of_mean
 from batchnorm.reference import descent
 from batchnorm.reference import optimizers as rules_of_the_textbook

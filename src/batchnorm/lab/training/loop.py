@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from batchnorm.lab.data import Batch
-from batchnorm.lab.probes import make_probes
 from batchnorm.lab.rules import diverged
 from batchnorm.lab.training import checkpoints
 from batchnorm.lab.training.building import Subject
@@ -30,6 +29,7 @@ from batchnorm.lab.training.randomness import random_state, restore_random_state
 from batchnorm.lab.training.schedules import make_schedule
 from batchnorm.lab.training.step import Run
 from batchnorm.lab.training.units import UnitInputs
+from batchnorm.probes import make_probes
 
 #: Evenly spaced evaluations see nothing of a start in which everything changes.
 EARLY_STEPS = (1, 2, 5, 10, 20, 50)

@@ -9,10 +9,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from batchnorm.lab.data import Batch
-from batchnorm.lab.probes import Probe, Reading, Step
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import to_device
 from batchnorm.lab.training.optimizers import add_l1, clip, make_optimizer
+from batchnorm.probes import Probe, Reading, Step
 
 Network = Callable[[Tensor], Tensor]
 Piece = tuple[Tensor, Tensor]

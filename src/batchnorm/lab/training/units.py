@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Network
-from batchnorm.lab.probes import SATURATED
+from batchnorm.probes import SATURATED
 
 
 class UnitInputs:

@@ -1,12 +1,11 @@
 """Which claims there are: every file of this folder that has a ``CLAIM``."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from batchnorm.lab.errors import LabError
+from batchnorm.lab.errors import LabError, meant
 from batchnorm.lab.experiments.claims.form import Claim
 
 _FORM = {"form", "registry", "run"}
@@ -37,9 +36,7 @@ def claim(name: str) -> Claim:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`batchnorm claims list` shows them"
-        raise LabError(f"{name!r} is no claim; {hint}")
+        raise LabError(f"{name!r} is no claim{meant(name, known) or '; `batchnorm claims list` shows them'}")
     module = importlib.import_module(f"batchnorm.lab.experiments.claims.{name.replace('-', '_')}")
     made: Claim = module.CLAIM
     assert made.name == name, (made.name, name)
