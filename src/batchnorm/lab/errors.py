@@ -4,6 +4,7 @@ A message says what must hold, what came, and what to try. Anything else that is
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -21,5 +22,9 @@ class OutputError(LabError):
 
 def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a hint to the nearest known word, as "; did you mean 'lr'?"; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {prefix + near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(word, list(known), n=5)
+
+    def likeness(one: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, word, one).ratio(), len(os.path.commonprefix([word, one]))
+
+    return f"; did you mean {prefix + max(near, key=likeness)!r}?" if near else ""
