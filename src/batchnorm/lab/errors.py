@@ -4,7 +4,7 @@ A message says what must hold, what came, and what to try. Anything else that is
 """
 
 import difflib
-import os
+import itertools
 from collections.abc import Iterable
 
 
@@ -25,6 +25,7 @@ def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(word, list(known), n=5)
 
     def likeness(one: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, word, one).ratio(), len(os.path.commonprefix([word, one]))
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(word, one, strict=False))
+        return difflib.SequenceMatcher(None, word, one).ratio(), sum(1 for _ in same)
 
     return f"; did you mean {prefix + max(near, key=likeness)!r}?" if near else ""
