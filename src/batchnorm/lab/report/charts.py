@@ -359,7 +359,9 @@ def _range(arms: Sequence[Arm], line: str | None, low: str, high: str) -> Quanti
         middle = middles.series.get(index) if middles else None
         whole = middle is not None and middle.steps.size == bottom.steps.size
         mean = middle.mean if middle is not None and whole else (bottom.mean + top.mean) / 2
-        series[index] = replace(bottom, mean=mean, low=bottom.low, high=top.high)
+        # The recorded range leaves out the distance 0, where the line may be lower than everywhere else.
+        lowest, highest = np.fmin(bottom.low, mean), np.fmax(top.high, mean)
+        series[index] = replace(bottom, mean=mean, low=lowest, high=highest)
     return Quantity("", series, []) if series else None
 
 

@@ -214,6 +214,8 @@ def _alone(numbers: Numbers) -> str:
     steps = max(run.step for run in arm.runs)
     if arm.basis in {"diverged", "failed"}:
         every = "The run" if len(arm.runs) == 1 else f"Every one of {len(arm.runs)} runs"
+        if len(arm.runs) == 1 and arm.runs[0].reason:
+            return f"The run {arm.basis}: {arm.runs[0].reason}."
         return f"{every} {arm.basis} after {plural_steps(steps)}."
     if steps == 0:
         return "Nothing was trained before the run ended."
