@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from batchnorm.lab.data import Augmentation, InMemory, Loader, load
-from batchnorm.lab.environment import load as load_averages
+from batchnorm.lab.environment import load as load_average
 from batchnorm.lab.models import Normalization, build
 
 REPEATS = 5
@@ -90,8 +90,7 @@ def images(root: Path, n: int) -> None:
 def row(what: str, cores: int, found: list[float]) -> None:
     """Print median, smallest and largest, and the load of the machine meanwhile."""
     numbers = " | ".join(f"{value:,.0f}" for value in (statistics.median(found), found[0], found[-1]))
-    averages = load_averages()
-    print(f"| {what} | {cores} | {numbers} | {averages[0] if averages else '-'} |", flush=True)
+    print(f"| {what} | {cores} | {numbers} | {load_average()} |", flush=True)
 
 
 def main() -> None:

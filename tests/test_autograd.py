@@ -15,7 +15,7 @@ import tolerances as tol
 from batchnorm import autograd
 from batchnorm.functional import batch_norm
 from batchnorm.kernels import composite
-from batchnorm.kernels.interface import Statistics
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics
 
 SHAPES = [(5, 2), (4, 2, 3), (3, 2, 2, 2), (2, 2, 2, 1, 2)]
 
@@ -84,7 +84,8 @@ def test_third_derivative_is_that_of_the_formula(activation: str | None, trainin
     if not training and activation is None:
         pytest.skip("linear in x: there is no second derivative to differentiate")
     ours = third(_function(training, activation)(x, weight, bias, residual))
-    formula = third(composite.forward(x, residual, weight, bias, stored, 1e-5, activation))
+    used, reduction = (composite.collect(x, WHOLE_BATCH), WHOLE_BATCH) if stored is None else (stored, None)
+    formula = third(composite.normalize(x, used, reduction, Epilogue(weight, bias, residual, activation), 1e-5))
     assert formula.abs().max() > 1e-3
     torch.testing.assert_close(ours, formula, rtol=1e-9, atol=1e-10)
 
@@ -113,11 +114,11 @@ def test_unneeded_gradients_are_none() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_saved_statistics(values: str, dtype: torch.dtype, generator: torch.Generator) -> None:
     x = regimes.VALUES[values]((16, 5, 7), generator).to(dtype)
-    _, mean, var = autograd.forward(x, None, None, None, 1e-5, None)
+    _, (mean, var, _) = autograd.forward(x, WHOLE_BATCH, Epilogue(), 1e-5, direct=True)
     assert mean.dtype == var.dtype == torch.float64
     answers = oracle.ask(x, torch.ones_like(x))
-    answers["mean"].check("mean", mean)
-    answers["var"].check("var", var)
+    answers["mean"].check("mean", mean[0])
+    answers["var"].check("var", var[0])
     assert (var >= 0).all()
 
 
@@ -125,7 +126,7 @@ def test_saved_for_backward_is_what_the_documentation_says() -> None:
     x, weight, bias, residual = _arguments((5, 2))
     y = batch_norm(x, None, None, weight, bias, True, residual=residual)
     saved = [t for t in y.grad_fn.saved_tensors if t is not None]
-    assert sorted(t.numel() for t in saved) == [2, 2, 2, 2, 10]  # mean, var, weight, bias; x, and no residual
+    assert sorted(t.numel() for t in saved) == [1, 2, 2, 2, 2, 10]  # count; mean, var, weight, bias; x, and no residual
 
 
 def test_running_statistics_may_change_before_backward() -> None:
@@ -142,22 +143,31 @@ def test_running_statistics_may_change_before_backward() -> None:
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-def test_operators_pass_torchs_own_checks(activation: str | None, layout: str) -> None:
-    """Schema, fake tensors (shapes, strides and dtypes agree with the real ones) and tracing with symbolic shapes."""
+@pytest.mark.parametrize("among", ["whole", "groups", "mask"])
+def test_operators_pass_torchs_own_checks(activation: str | None, layout: str, among: str) -> None:
+    """Schema, registration, fake tensors (shapes, strides, dtypes agree with the real ones), symbolic shapes."""
     x, residual, dy = (regimes.LAYOUTS[layout](_double(4, 3, 2, 5, seed=s).detach().float()) for s in (1, 2, 3))
-    x.requires_grad_()
+    mask = torch.rand(4, 1, 2, 5, generator=torch.Generator().manual_seed(0)) < 0.7
+    reduction = {"whole": Reduction(), "groups": Reduction(3), "mask": Reduction(None, mask)}[among]
     weight, bias = (torch.randn(3, requires_grad=True) for _ in range(2))
-    mean, var = torch.zeros(3).double(), torch.ones(3).double()
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    epilogue = Epilogue(weight, bias, residual, activation, reduction.mask)
+    detached = Epilogue(weight.detach(), bias.detach(), *epilogue[2:])
+    statistics = Statistics(*torch.ops.batchnorm.collect(x, *reduction))
+    sums = torch.ops.batchnorm.reduce(dy, x, *statistics, *reduction, *detached, 1e-5)
+    leaf = x.detach().requires_grad_()
+    running = torch.zeros(3), torch.ones(3), torch.tensor(0)
+    ops = torch.ops.batchnorm
     for operator, arguments in (
-        (torch.ops.batchnorm.forward.default, (x, residual, weight, bias, 1e-5, activation)),
-        (torch.ops.batchnorm.normalize.default, (x, residual, mean, var, weight, bias, 1e-5, activation)),
-        (
-            torch.ops.batchnorm.backward.default,
-            (dy, x.detach(), residual, mean, var, weight.detach(), bias.detach(), 1e-5, activation, True),
-        ),
+        (ops.collect, (x, *reduction)),
+        (ops.forward, (leaf, *reduction, *epilogue, 1e-5)),
+        (ops.normalize, (leaf, *statistics, *reduction, *epilogue, 1e-5)),
+        (ops.normalize, (leaf, running[0], running[1], None, None, None, *epilogue, 1e-5)),
+        (ops.reduce, (dy, x, *statistics, *reduction, *detached, 1e-5)),
+        (ops.apply, (dy, x, *statistics, *sums, *reduction, *detached, 1e-5)),
+        (ops.backward, (dy, x, *statistics, *reduction, *detached, 1e-5)),
+        (ops.remember, (*running, *statistics, 0.1, 1)),
     ):
-        torch.library.opcheck(operator, arguments, test_utils=tests)
+        torch.library.opcheck(operator.default, arguments)
 
 
 def test_modes_and_profilers_see_the_operators() -> None:

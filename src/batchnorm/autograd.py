@@ -1,158 +1,293 @@
-"""The registered operators: forward, normalize and backward; what they save; their derivatives.
+"""The registered operators: their shapes for tracing, what they save, their derivatives of every order.
 
-An operator is one node to autograd, ``torch.compile`` and ``torch.export``; which backend computes it is asked inside.
-Saved for the backward pass: ``x``, the parameters, two (C,) statistics, and ``residual`` where an activation needs it;
-everything else is computed anew. Registration goes through ``torch.library.Library`` and one autograd function per
-operator, which costs less per call than ``torch.library.register_autograd`` (docs/decisions/0003).
+An operator is one node to autograd, ``torch.compile`` and ``torch.export``; the registry picks the backend inside. Two
+autograd functions save for the backward pass: the fused path, in which a kernel finds statistics and normalizes with
+them, and the split path, in which the statistics are given. Both save ``x``, the parameters, the statistics, and the
+residual only below an activation; everything else is computed anew. Derivatives beyond the first, forward mode and
+``torch.func`` differentiate `batchnorm.kernels.composite`.
+
+Registration goes through ``torch.library.Library`` and an autograd function, which costs less per call than
+``torch.library.register_autograd`` (docs/decisions/0003).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import composite, registry
-from batchnorm.kernels.interface import Gradients, Statistics, statistics_dtype
+from batchnorm.kernels import composite, eager, registry, watched
+from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, statistics_dtype
+from batchnorm.statistics.policies import Policy
 
 # What torch.library enters to reach the kernel below autograd; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
-# Who might want to see an operator pass; none of these has a public name either.
-_dispatch_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001
-_transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
-_profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
+
+_REDUCTION = "SymInt? group_size, Tensor? members"
+_STATISTICS = "Tensor mean, Tensor var, Tensor? count"
+_EPILOGUE = "Tensor? weight, Tensor? bias, Tensor? residual, str? activation, Tensor? mask, float eps"
 
 _library = torch.library.Library("batchnorm", "DEF")
+_library.define(f"collect(Tensor x, {_REDUCTION}) -> (Tensor mean, Tensor var, Tensor count)")
+_library.define(f"normalize(Tensor x, {_STATISTICS}, {_REDUCTION}, {_EPILOGUE}) -> Tensor")
+_library.define(f"forward(Tensor x, {_REDUCTION}, {_EPILOGUE}) -> (Tensor y, Tensor mean, Tensor var, Tensor count)")
 _library.define(
-    "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str? activation)"
-    " -> (Tensor y, Tensor mean, Tensor var)"
+    f"reduce(Tensor dy, Tensor x, {_STATISTICS}, {_REDUCTION}, {_EPILOGUE}) -> (Tensor sum_dy, Tensor sum_dy_xhat)"
 )
 _library.define(
-    "normalize(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps,"
-    " str? activation) -> Tensor"
+    f"apply(Tensor dy, Tensor x, {_STATISTICS}, Tensor sum_dy, Tensor sum_dy_xhat, {_REDUCTION}, {_EPILOGUE})"
+    " -> (Tensor dx, Tensor dresidual)"
 )
 _library.define(
-    "backward(Tensor dy, Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias,"
-    " float eps, str? activation, bool batch_statistics)"
+    f"backward(Tensor dy, Tensor x, {_STATISTICS}, {_REDUCTION}, {_EPILOGUE})"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
-
-_forward_operator = torch.ops.batchnorm.forward.default
-_normalize_operator = torch.ops.batchnorm.normalize.default
-_backward_operator = torch.ops.batchnorm.backward.default
-
-
-# What each operator computes. Arguments arrive in the order of the definitions above.
+_library.define(
+    "remember(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked,"
+    " Tensor mean, Tensor var, Tensor count, float factor, SymInt batches) -> ()"
+)
+_ops = torch.ops.batchnorm
 
 
-def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return registry.select(x).forward(x, *args)
+#: The values that `normalize`, `reduce`, `apply` and `backward` take.
+_Values = tuple[Statistics, Reduction | None, Epilogue, float]
 
 
-def _normalize(x: Tensor, *args: Any) -> Tensor:
-    return registry.select(x).normalize(x, *args)
+# The order of the definitions above is known here only.
 
 
-def _backward(dy: Tensor, x: Tensor, *args: Any) -> Gradients:
-    return registry.select(x).backward(dy, x, *args)
+def _spread(statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float) -> tuple[Any, ...]:
+    return (*statistics, *(reduction or (None, None)), *epilogue, eps)
 
 
-def _backward_in_full(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    """Be `_backward` for the dispatcher: an operator cannot return None."""
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in _backward(dy, x, *args))
+def _gathered(flat: tuple[Any, ...]) -> _Values:
+    statistics = Statistics(*flat[:3])
+    reduction = None if statistics.count is None else Reduction(*flat[3:5])
+    return statistics, reduction, Epilogue(*flat[5:10]), flat[10]
+
+
+# What each operator computes: arguments arrive in the order of the definitions above.
+
+
+def _select(x: Tensor, reduction: Reduction | None, epilogue: Epilogue | None = None) -> Any:
+    return registry.select(x, reduction, epilogue)
+
+
+def _collect(x: Tensor, *reduction: Any) -> Statistics:
+    among = Reduction(*reduction)
+    return _select(x, among).collect(x, among)  # type: ignore[no-any-return]  # a module, to mypy; so below
+
+
+def _normalize(x: Tensor, *flat: Any) -> Tensor:
+    call = _gathered(flat)
+    return _select(x, *call[1:3]).normalize(x, *call)  # type: ignore[no-any-return]
+
+
+def _forward(x: Tensor, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    reduction, epilogue = Reduction(*flat[:2]), Epilogue(*flat[2:7])
+    y, statistics = _select(x, reduction, epilogue).forward(x, reduction, epilogue, flat[7])
+    return y, *statistics
+
+
+def _reduce(dy: Tensor, x: Tensor, *flat: Any) -> Sums:
+    call = _gathered(flat)
+    return _select(x, *call[1:3]).reduce(dy, x, *call)  # type: ignore[no-any-return]
+
+
+def _apply(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    call, sums = _gathered(flat[:3] + flat[5:]), Sums(*flat[3:5])
+    dx, dresidual = _select(x, *call[1:3]).apply(dy, x, call[0], sums, *call[1:])
+    return dx, x.new_empty(0) if dresidual is None else dresidual
+
+
+def _backward(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    call = _gathered(flat)
+    gradients = _select(x, *call[1:3]).backward(dy, x, *call)
+    # An operator cannot return None.
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _remember(running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None, *flat: Any) -> None:
+    remember(running_mean, running_var, counter, Statistics(*flat[:3]), flat[3], flat[4], direct=True)
 
 
 # What each operator returns, for tracing.
 
 
-def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var = (x.new_empty(x.shape[1], dtype=statistics_dtype(x.device)) for _ in range(2))
-    return torch.empty_like(x), mean, var
+def _collect_fake(x: Tensor, *reduction: Any) -> tuple[Tensor, Tensor, Tensor]:
+    groups, dtype = Reduction(*reduction).groups(x.shape[0]), statistics_dtype(x.device)
+    mean, var = (x.new_empty(groups, x.shape[1], dtype=dtype) for _ in range(2))
+    return mean, var, x.new_empty(groups, 1, dtype=dtype)
 
 
 def _normalize_fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _backward_fake(_dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    residual, _mean, _var, weight, bias, *_ = args
+def _forward_fake(x: Tensor, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *_collect_fake(x, *flat[:2])
+
+
+def _reduce_fake(_dy: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    groups = 1 if mean.dim() == 1 else mean.shape[0]
+    first, second = (x.new_empty(groups, x.shape[1], dtype=statistics_dtype(x.device)) for _ in range(2))
+    return first, second
+
+
+def _apply_fake(_dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
+    residual = flat[9]
+    return torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+
+
+def _backward_fake(_dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    weight, bias, residual = flat[5:8]
     return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in (x, residual, weight, bias))
 
 
-# Derivatives.
+# Derivatives. Tensors that may need a gradient go in flat, where autograd sees them, beside the values that hold them.
 
 
-class _Forward(torch.autograd.Function):
-    """First derivative where the statistics are those of the batch."""
+class _Fused(torch.autograd.Function):
+    """First derivative where a kernel finds the statistics and normalizes with them."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, residual, weight, bias, ctx.eps, ctx.activation = args
-        y, mean, var = forward(*args)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
-        ctx.passes_on = residual is not None and ctx.activation is None
-        return y, mean, var
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        _weight: Tensor | None,
+        _bias: Tensor | None,
+        _residual: Tensor | None,
+        reduction: Reduction,
+        epilogue: Epilogue,
+        eps: float,
+        direct: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, statistics = forward(x, reduction, epilogue, eps, direct)
+        ctx.mark_non_differentiable(*statistics)
+        _save(ctx, x, statistics, reduction, epilogue, eps)
+        return y, *statistics  # type: ignore[return-value]  # a count: they are of a batch
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if dy is None:  # nobody used y
-            return (None,) * 6
-        dx, dresidual, dweight, dbias = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, True)
-        return dx, dy if ctx.passes_on else dresidual, dweight, dbias, None, None
+        if dy is None:  # y is not used
+            return (None,) * 8
+        x, call = _saved(ctx)
+        return *_in_order(ctx, dy, call, backward(dy, x, *call)), None, None, None, None
 
 
-class _Normalize(torch.autograd.Function):
-    """First derivative where the statistics are constants."""
+class _Split(torch.autograd.Function):
+    """First derivative where the statistics are given: constants, or what a policy made of those of the batch."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        x, residual, mean, var, weight, bias, ctx.eps, ctx.activation = args
-        y = normalize(*args)
-        # Copies: a later update of the running statistics must not reach into a backward pass still to come.
-        wide = statistics_dtype(x.device)
-        mean, var = mean.to(wide, copy=True), var.to(wide, copy=True)
-        ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, weight, bias)
-        ctx.passes_on = residual is not None and ctx.activation is None
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        _weight: Tensor | None,
+        _bias: Tensor | None,
+        _residual: Tensor | None,
+        statistics: Statistics,
+        reduction: Reduction | None,
+        epilogue: Epilogue,
+        eps: float,
+        policy: Policy | None,
+        direct: bool,
+    ) -> Tensor:
+        y = normalize(x, statistics, reduction, epilogue, eps, policy, direct)
+        if reduction is None:
+            # Copies: a later update of the running statistics must not reach into a backward pass still to come.
+            wide = statistics_dtype(x.device)
+            statistics = Statistics(statistics.mean.to(wide, copy=True), statistics.var.to(wide, copy=True))
+        ctx.policy = policy
+        _save(ctx, x, statistics, reduction, epilogue, eps)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dresidual, dweight, dbias = backward(dy, *ctx.saved_tensors, ctx.eps, ctx.activation, False)
-        return dx, dy if ctx.passes_on else dresidual, None, None, dweight, dbias, None, None
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 10
+        x, call = _saved(ctx)
+        policy = ctx.policy
+        if policy is None or not policy.merges:
+            gradients = backward(dy, x, *call)
+        elif torch.is_grad_enabled() or watched.transformed(dy):
+            gradients = _composite_backward(dy, x, call, policy)
+        else:
+            gradients = _split_backward(dy, x, call, policy)
+        return *_in_order(ctx, dy, call, gradients), None, None, None, None, None, None
+
+
+def _save(
+    ctx: Any, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
+) -> None:
+    weight, bias, residual, ctx.activation, mask = epilogue
+    ctx.has_residual, ctx.eps = residual is not None, eps
+    ctx.group_size, members = (None, None) if reduction is None else reduction
+    ctx.set_materialize_grads(False)
+    below = None if ctx.activation is None else residual  # without an activation its gradient needs no residual
+    ctx.save_for_backward(x, *statistics, members, weight, bias, below, mask)
+
+
+def _saved(ctx: Any) -> tuple[Tensor, _Values]:
+    x, mean, var, count, members, weight, bias, residual, mask = ctx.saved_tensors
+    reduction = None if count is None else Reduction(ctx.group_size, members)
+    return x, (Statistics(mean, var, count), reduction, Epilogue(weight, bias, residual, ctx.activation, mask), ctx.eps)
+
+
+def _in_order(ctx: Any, dy: Tensor, call: _Values, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, weight, bias and residual."""
+    dx, dresidual, dweight, dbias = gradients
+    if ctx.has_residual and ctx.activation is None:
+        mask = call[2].mask
+        dresidual = dy if mask is None else torch.where(mask, dy, 0)
+    return dx, dweight, dbias, dresidual
+
+
+def _split_backward(dy: Tensor, x: Tensor, call: _Values, policy: Policy) -> Gradients:
+    """Return all gradients, with what the policy adds to the sums between the two halves."""
+    statistics, reduction, epilogue, eps = call
+    sums = reduce(dy, x, statistics, reduction, epilogue, eps)
+    dx, dresidual = apply(dy, x, statistics, policy.total(sums), reduction, epilogue, eps)
+    weight, bias = epilogue.weight, epilogue.bias
+    return Gradients(
+        dx,
+        dresidual,
+        None if weight is None else sums.sum_dy_xhat.sum(0).to(weight.dtype),
+        None if bias is None else sums.sum_dy.sum(0).to(bias.dtype),
+    )
 
 
 class _Backward(torch.autograd.Function):
-    """Second and higher derivatives: those of `composite.forward`."""
+    """Second and higher derivatives: those of `composite`."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        *tensors, ctx.eps, ctx.activation, ctx.batch_statistics = args
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dy, x, mean, var, count, ctx.group_size, members, weight, bias, residual, ctx.activation, mask, ctx.eps = flat
+        ctx.save_for_backward(dy, x, mean, var, count, members, weight, bias, residual, mask)
         with _below_autograd():
-            return _backward_operator(*args)  # type: ignore[no-any-return]
+            return _ops.backward(*flat)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        dy, x, residual, mean, var, weight, bias = ctx.saved_tensors
-        stored = None if ctx.batch_statistics else Statistics(mean, var)
+        dy, x, mean, var, count, members, weight, bias, residual, mask = ctx.saved_tensors
+        reduction = None if count is None else Reduction(ctx.group_size, members)
+        epilogue = Epilogue(weight, bias, residual, ctx.activation, mask)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            dy, x = _tracked_alias(dy), _tracked_alias(x)
-            residual, weight, bias = (None if t is None else _tracked_alias(t) for t in (residual, weight, bias))
-            y = composite.forward(x, residual, weight, bias, stored, ctx.eps, ctx.activation)
+            dy = _tracked_alias(dy)
+            inputs, firsts = _first_derivatives(
+                dy, x, (Statistics(mean, var, count), reduction, epilogue, ctx.eps), None, create_graph=True
+            )
             # What is absent has no gradient: its cotangent belongs to a placeholder.
-            pairs = zip((x, residual, weight, bias), cotangents, strict=True)
-            inputs, cotangents = zip(*((t, c) for t, c in pairs if t is not None), strict=True)
-            firsts = torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True)
+            pairs = [(t, c) for t, c in zip(inputs, cotangents, strict=True) if t is not None]
+            present, cotangents = zip(*pairs, strict=True)
             d_dy, *seconds = torch.autograd.grad(
-                firsts, (dy, *inputs), cotangents, create_graph=create_graph, allow_unused=True
+                firsts, (dy, *present), cotangents, create_graph=create_graph, allow_unused=True
             )
         given = iter(seconds)
-        d_x, d_residual, d_weight, d_bias = (None if t is None else next(given) for t in (x, residual, weight, bias))
-        return d_dy, d_x, d_residual, None, None, d_weight, d_bias, None, None, None
+        d_x, d_residual, d_weight, d_bias = (None if t is None else next(given) for t in inputs)
+        return d_dy, d_x, None, None, None, None, None, d_weight, d_bias, d_residual, None, None, None
 
 
 def _tracked_alias(tensor: Tensor) -> Tensor:
@@ -160,77 +295,218 @@ def _tracked_alias(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
+def _first_derivatives(
+    dy: Tensor,
+    x: Tensor,
+    call: _Values,
+    policy: Policy | None,
+    create_graph: bool,
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+    """Return aliases of (x, residual, weight, bias), and the gradients of those that are there, by autograd."""
+    statistics, reduction, epilogue, eps = call
+    with torch.enable_grad():
+        x = _tracked_alias(x)
+        weight, bias, residual = (None if t is None else _tracked_alias(t) for t in epilogue[:3])
+        if reduction is not None:
+            statistics = composite.collect(x, reduction)
+            statistics = statistics if policy is None else policy.merge(statistics)
+        y = composite.normalize(x, statistics, reduction, Epilogue(weight, bias, residual, *epilogue[3:]), eps)
+        inputs = (x, residual, weight, bias)
+        present = [t for t in inputs if t is not None]
+        return inputs, torch.autograd.grad(y, present, dy.to(y.dtype), create_graph=create_graph)
+
+
+def _composite_backward(dy: Tensor, x: Tensor, call: _Values, policy: Policy | None = None) -> Gradients:
+    """Return all gradients by differentiating `composite`: for transforms, and derivatives through a policy."""
+    inputs, firsts = _first_derivatives(dy, x, call, policy, create_graph=torch.is_grad_enabled())
+    given = iter(firsts)
+    dx, dresidual, dweight, dbias = (None if t is None else next(given) for t in inputs)
+    assert dx is not None
+    return Gradients(dx, dresidual, dweight, dbias)
+
+
 # The way in. An operator can be called in two ways with the same result: through torch's dispatcher, where tracing,
-# modes, transforms and profilers see it, or, where nobody looks, directly. That costs less: on 60 x 100 values, without
+# modes, transforms and profilers see it, or, where `direct`, without it. That costs less: on 60 x 100 values, without
 # a gradient, 12 us instead of 17.
 
 
 # What `apply` ends in, without its looking for transforms.
-_apply_forward: Any = super(torch.autograd.Function, _Forward).apply
-_apply_normalize: Any = super(torch.autograd.Function, _Normalize).apply
+_apply_fused: Any = super(torch.autograd.Function, _Fused).apply
+_apply_split: Any = super(torch.autograd.Function, _Split).apply
 
 
-def nobody_looks(x: Tensor) -> bool:
-    """Whether ``x`` is a plain tensor, and nothing traces, transforms or profiles what is done to it."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not _dispatch_modes()
-        and not _transforms()
-        and not _profiling()
-    )
-
-
-def _needs_grad(*args: Any) -> bool:
+def _needs_grad(x: Tensor, epilogue: Epilogue) -> bool:
     if torch.is_grad_enabled():
-        for arg in args:  # a loop: `any` over a generator takes three times as long
-            if isinstance(arg, Tensor) and arg.requires_grad:
+        if x.requires_grad:
+            return True
+        for t in epilogue[:3]:  # a loop: `any` over a generator takes three times as long
+            if t is not None and t.requires_grad:
                 return True
     return False
 
 
-def forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, mean and var of a batch; the arguments of the operator ``batchnorm::forward``, in its order."""
-    if not nobody_looks(x):
-        return _forward_operator(x, *args)  # type: ignore[no-any-return]  # operators are not annotated; so below
-    if _needs_grad(x, *args):
-        return _apply_forward(x, *args)  # type: ignore[no-any-return]
-    return _forward(x, *args)
+def collect(x: Tensor, reduction: Reduction, direct: bool) -> Statistics:
+    """Return the statistics of ``x``, for a policy to look at; not differentiable, except under transforms."""
+    if direct:
+        return _collect(x, *reduction)
+    if watched.transformed():
+        return composite.collect(x, reduction)
+    return Statistics(*_ops.collect(x, *reduction))
 
 
-def normalize(x: Tensor, *args: Any) -> Tensor:
-    """Return y with stored statistics; the arguments of the operator ``batchnorm::normalize``, in its order."""
-    if not nobody_looks(x):
-        return _normalize_operator(x, *args)  # type: ignore[no-any-return]
-    if _needs_grad(x, *args):
-        return _apply_normalize(x, *args)  # type: ignore[no-any-return]
-    return _normalize(x, *args)
+def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float, direct: bool) -> tuple[Tensor, Statistics]:
+    """Return y and the statistics of the batch."""
+    if direct:
+        if _needs_grad(x, epilogue):
+            y, *statistics = _apply_fused(x, *epilogue[:3], reduction, epilogue, eps, True)
+            return y, Statistics(*statistics)
+        return registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
+    if watched.transformed():
+        found = composite.collect(x, reduction)
+        return composite.normalize(x, found, reduction, epilogue, eps).to(x.dtype), found
+    y, *statistics = _ops.forward(x, *reduction, *epilogue, eps)
+    return y, Statistics(*statistics)
 
 
-def backward(dy: Tensor, x: Tensor, *args: Any) -> Gradients:
-    """Return dx, dresidual, dweight and dbias; the arguments of the operator ``batchnorm::backward``, in its order."""
-    if nobody_looks(x) and not _needs_grad(dy, x, *args):
-        return _backward(dy, x, *args)
-    dx, *others = _backward_operator(dy, x, *args)
-    residual, _mean, _var, weight, bias, *_ = args
-    of_others = zip(others, (residual, weight, bias), strict=True)
+def normalize(
+    x: Tensor,
+    statistics: Statistics,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
+    policy: Policy | None,
+    direct: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return y with given statistics: constants without a ``reduction``, else what ``policy`` made of the batch's."""
+    if direct:
+        if _needs_grad(x, epilogue):
+            y: Tensor = _apply_split(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, True)
+            return y
+        return registry.select(x, reduction, epilogue).normalize(x, statistics, reduction, epilogue, eps, out)
+    if watched.transformed():
+        return composite.normalize(x, statistics, reduction, epilogue, eps).to(x.dtype)
+    if policy is not None and policy.merges and _needs_grad(x, epilogue):
+        split: Tensor = _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, False)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        return split
+    return _ops.normalize(x, *_spread(statistics, reduction, epilogue, eps))  # type: ignore[no-any-return]
+
+
+def reduce(
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
+) -> Sums:
+    """Return the two sums of the backward pass."""
+    if watched.unobserved() and watched.plain(dy, x):
+        return registry.select(x, reduction, epilogue).reduce(dy, x, statistics, reduction, epilogue, eps)
+    return Sums(*_ops.reduce(dy, x, *_spread(statistics, reduction, epilogue, eps)))
+
+
+def apply(
+    dy: Tensor,
+    x: Tensor,
+    statistics: Statistics,
+    sums: Sums,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return dx and dresidual, given the sums over all values that share statistics."""
+    if watched.unobserved() and watched.plain(dy, x):
+        return registry.select(x, reduction, epilogue).apply(dy, x, statistics, sums, reduction, epilogue, eps)
+    flat = _spread(statistics, reduction, epilogue, eps)
+    dx, dresidual = _ops.apply(dy, x, *flat[:3], *sums, *flat[3:])
+    return dx, None if epilogue.residual is None else dresidual
+
+
+def backward(
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
+) -> Gradients:
+    """Return the gradients of all inputs."""
+    if watched.unobserved() and watched.plain(dy, x):
+        if not (torch.is_grad_enabled() and (dy.requires_grad or _needs_grad(x, epilogue))):
+            return registry.select(x, reduction, epilogue).backward(dy, x, statistics, reduction, epilogue, eps)
+    elif watched.transformed(dy):
+        return _composite_backward(dy, x, (statistics, reduction, epilogue, eps))
+    dx, *others = _ops.backward(dy, x, *_spread(statistics, reduction, epilogue, eps))
+    of_others = zip(others, (epilogue.residual, epilogue.weight, epilogue.bias), strict=True)
     dresidual, dweight, dbias = (None if tensor is None else gradient for gradient, tensor in of_others)
-    return dx, dresidual, dweight, dbias
+    return Gradients(dx, dresidual, dweight, dbias)
 
 
-def _register(operator: Any, compute: Any, fake: Any, function: type[torch.autograd.Function]) -> None:
-    def differentiable(*args: Any) -> Any:
-        if _needs_grad(*args):
-            return function.apply(*args)
+def remember(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    counter: Tensor | None,
+    statistics: Statistics,
+    factor: float | Tensor,
+    batches: int | Tensor,
+    direct: bool,
+) -> None:
+    """Move running statistics towards those of each group and count the groups, in place; None is left out."""
+    tensors = isinstance(factor, Tensor) or isinstance(batches, Tensor)
+    mapped = counter is not None and watched.batched(counter)
+    if not (direct or tensors or mapped or torch.compiler.is_compiling()):
+        # As one operator that declares what it changes: torch.func refuses in-place operations on what it captures.
+        _ops.remember(running_mean, running_var, counter, *statistics, factor, batches)
+        return
+    if running_mean is not None and running_var is not None:
+        # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
+        kernels = registry.select(running_mean) if direct and not isinstance(factor, Tensor) else eager
+        kernels.update(running_mean, running_var, statistics, factor)
+    if counter is not None:
+        counter.add_(batches)
+
+
+# Registration.
+
+
+def _register(name: str, compute: Any, fake: Any, differentiable: Any = None) -> None:
+    operator = getattr(_ops, name).default
+
+    def below(*flat: Any) -> Any:
         with _below_autograd():
-            return operator(*args)
+            return operator(*flat)
 
-    name = operator.name().removeprefix("batchnorm::").removesuffix(".default")
     _library.impl(name, compute, "CompositeExplicitAutograd")
-    _library.impl(name, differentiable, "Autograd")
+    _library.impl(name, below if differentiable is None else differentiable(below), "Autograd")
     torch.library.register_fake(f"batchnorm::{name}", fake, lib=_library)
 
 
-_register(_forward_operator, _forward, _forward_fake, _Forward)
-_register(_normalize_operator, _normalize, _normalize_fake, _Normalize)
-_register(_backward_operator, _backward_in_full, _backward_fake, _Backward)
+def _any_needs_grad(flat: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in flat)
+
+
+def _differentiable_forward(below: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(x: Tensor, *flat: Any) -> Any:
+        if not _any_needs_grad((x, *flat)):
+            return below(x, *flat)
+        reduction, epilogue = Reduction(*flat[:2]), Epilogue(*flat[2:7])
+        return _Fused.apply(x, *epilogue[:3], reduction, epilogue, flat[7], False)  # type: ignore[no-untyped-call]
+
+    return forward
+
+
+def _differentiable_normalize(below: Callable[..., Any]) -> Callable[..., Any]:
+    def normalize(x: Tensor, *flat: Any) -> Any:
+        if not _any_needs_grad((x, *flat)):
+            return below(x, *flat)
+        statistics, reduction, epilogue, eps = _gathered(flat)
+        return _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, None, False)  # type: ignore[no-untyped-call]
+
+    return normalize
+
+
+def _differentiable_backward(below: Callable[..., Any]) -> Callable[..., Any]:
+    def backward(*flat: Any) -> Any:
+        return _Backward.apply(*flat) if _any_needs_grad(flat) else below(*flat)  # type: ignore[no-untyped-call]
+
+    return backward
+
+
+_register("collect", _collect, _collect_fake)
+_register("normalize", _normalize, _normalize_fake, _differentiable_normalize)
+_register("forward", _forward, _forward_fake, _differentiable_forward)
+_register("reduce", _reduce, _reduce_fake)
+_register("apply", _apply, _apply_fake)
+_register("backward", _backward, _backward_fake, _differentiable_backward)
+_register("remember", _remember, lambda *_: None)

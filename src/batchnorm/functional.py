@@ -1,14 +1,21 @@
-"""Batch normalization as a function: every check of what a user passes, and the only writer of running statistics."""
+"""Batch normalization as a function: check, run, remember.
+
+It holds every check of what a user passes, and is the only writer of running statistics and of their counter.
+"""
 
 from __future__ import annotations
+
+import numbers
+import warnings
 
 import torch
 from torch import Tensor
 
-from batchnorm import autograd, statistics
-from batchnorm.kernels import native, registry
+from batchnorm import autograd
+from batchnorm.kernels import registry, watched
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import values_per_channel
+from batchnorm.kernels.interface import Epilogue, Reduction, Statistics, values_per_channel
+from batchnorm.statistics.policies import BATCH, Policy, Running
 
 
 class InputError(ValueError, RuntimeError):
@@ -26,11 +33,14 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    statistics: Policy | None = None,
+    num_batches_tracked: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each channel of ``x`` over batch and space, scale, shift, add ``residual``, apply ``activation``.
@@ -51,30 +61,39 @@ def batch_norm(
         The gamma and beta of the paper. None: 1 and 0. Same dtypes as the running statistics.
     training : bool, default=False
         Whether to normalize with the statistics of this batch, and to update the running ones.
-    momentum : float or Tensor of shape (), default=0.1
-        Weight of the new batch in the running statistics.
+    momentum : float, Tensor with one element, or None, default=0.1
+        Weight of the new batch in the running statistics. None: 1 over the number of batches, which gives the average
+        of all of them; needs ``num_batches_tracked``. Outside [0, 1] a warning says that the average diverges.
     eps : float, default=1e-5
         Added to the variance.
     activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result, as in ``torch.nn.functional`` with default arguments. None: nothing.
     residual : Tensor of shape (N, C, *), default=None
         Added before the activation; shape, dtype and device of ``x``.
+    mask : Tensor of bool, broadcastable to (N, 1, *), or of int, shape (N,), default=None
+        The valid values; integers are lengths, which count them along the last dimension of an (N, C, L) input. Only
+        these enter the statistics; the result and all gradients elsewhere are exactly 0. None: all are valid.
+    statistics : Policy, default=None
+        Which values share statistics, and what is remembered of them. None: those of the whole batch.
+    num_batches_tracked : Tensor of int, shape (), default=None
+        The counter of training batches; counted up in place when ``training``.
     out : Tensor of shape (N, C, *), default=None
-        Where the result goes: a tensor of the dtype and device of ``x``, which may be ``x`` or ``residual`` itself,
-        where no gradient is needed. In evaluation the native backend then takes no further memory.
+        Write the result here instead of allocating: a tensor of the dtype and device of ``x``, which may be ``x`` or
+        ``residual``. Not differentiable. In evaluation the native backend then takes no further memory.
 
     Returns
     -------
     Tensor
-        Shape, dtype and memory format of ``x``; ``out`` where that is given.
+        Shape, dtype and memory format of ``x``; ``out`` if that is given.
 
     Raises
     ------
     ValueError
-        A shape, device or activation that does not fit; ``eps`` out of range; fewer than two values per channel in
-        training, whose variance says nothing; neither batch nor running statistics to normalize with.
+        A shape, device, mask or activation that does not fit; ``eps`` out of range; fewer than two values per channel
+        in training, whose variance is undefined; neither batch nor running statistics to normalize with; a momentum
+        of None without a counter; under ``torch.func.vmap`` statistics of several batches for one set of running ones.
     TypeError
-        ``x`` is not a floating tensor, or another tensor's dtype does not go with it.
+        ``x`` is not a floating tensor, another tensor's dtype does not go with it, or ``momentum`` is no number.
 
     Notes
     -----
@@ -94,24 +113,120 @@ def batch_norm(
     tensor([[0.0000],
             [1.0000]])
     """
-    if not (autograd.nobody_looks(x) and native.fit(x, residual, running_mean, running_var, weight, bias)):
+    direct = watched.unobserved() and registry.fit(x, residual, running_mean, running_var, weight, bias)
+    if not direct:
         _check_tensors(x, running_mean, running_var, weight, bias, residual)
+        direct = watched.unobserved() and watched.plain(x, residual, running_mean, running_var, weight, bias)
+    policy = BATCH if statistics is None else statistics
+    if mask is not None:
+        mask = _whole_mask(mask, x)
+    reduction = policy.reduction(x, mask) if training else None
     count = values_per_channel(x)
-    _check_settings(x, running_mean, running_var, training, eps, activation, count)
+    _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
+    epilogue = Epilogue(weight, bias, residual, activation, mask)
     if out is not None:
         _check_out(out, x, residual, weight, bias)
-    if not training:
+
+    if reduction is None:
         assert running_mean is not None
         assert running_var is not None
-        arguments = (x, residual, running_mean, running_var, weight, bias, eps, activation)
-        if out is not None and autograd.nobody_looks(x) and _is_apart(out, x, residual):
-            return registry.select(x).normalize(*arguments, out)
-        y = autograd.normalize(*arguments)
+        stored = Statistics(running_mean, running_var)
+        if out is not None and direct and _is_apart(out, x, residual):
+            return autograd.normalize(x, stored, None, epilogue, eps, None, direct, out)
+        y = autograd.normalize(x, stored, None, epilogue, eps, None, direct)
         return y if out is None else out.copy_(y)
-    y, mean, var = autograd.forward(x, residual, weight, bias, eps, activation)
-    if running_mean is not None and running_var is not None and count > 0:
-        statistics.update(running_mean, running_var, mean, var, count, momentum)
+
+    momentum = _checked_momentum(momentum)
+    running = Running(running_mean, running_var, num_batches_tracked, eps)
+    if policy.splits:
+        found = policy.merge(autograd.collect(x, reduction, direct))
+        y = autograd.normalize(x, found, reduction, policy.correct(found, running, epilogue), eps, policy, direct)
+    else:
+        y, found = autograd.forward(x, reduction, epilogue, eps, direct)
+    _remember(policy, running, found, momentum, count == 0, reduction, direct)
     return y if out is None else out.copy_(y)
+
+
+def _remember(
+    policy: Policy,
+    running: Running,
+    found: Statistics,
+    momentum: float | Tensor | None,
+    empty: bool,
+    reduction: Reduction,
+    direct: bool,
+) -> None:
+    """Update running statistics and count batches: the only place that does."""
+    running_mean, running_var, counter, _ = running
+    if counter is None and running_mean is None:
+        return
+    if empty:
+        # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
+        if momentum is not None and counter is not None:
+            counter.add_(1)
+        return
+    if not direct and running_mean is not None:
+        _check_not_mapped(found, running_mean)
+    assert found.count is not None
+    new: int | Tensor = found.mean.shape[0]
+    if reduction.mask is not None:  # a group without a valid value is no batch
+        new = torch.sum(found.count > 0)
+    factor: float | Tensor | None = momentum
+    if momentum is None or policy.counts:
+        valid = torch.ones_like(found.count) if reduction.mask is None else torch.gt(found.count, 0)
+        batches = None if counter is None else counter + valid.view(-1).cumsum(0)
+        factor = 0.0 if running_mean is None else policy.factor(momentum, batches)
+    assert factor is not None
+    if running_mean is not None and policy.remember(running, found, factor):
+        running_mean = running_var = None
+    autograd.remember(running_mean, running_var, counter, found, factor, new, direct)
+
+
+def _checked_momentum(momentum: float | Tensor | None) -> float | Tensor | None:
+    """Return the momentum as a float, a tensor of shape () or None, or raise."""
+    if type(momentum) is not float:
+        if momentum is None:
+            return None
+        if isinstance(momentum, Tensor) and momentum.numel() == 1:
+            return momentum.reshape(())
+        if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
+            raise TypeError(
+                f"momentum must be a number, a tensor with one element, or None; got {momentum!r}. Try 0.1."
+            )
+        momentum = float(momentum)
+    if not 0 <= momentum <= 1:
+        warnings.warn(
+            f"momentum={momentum} is outside [0, 1]: the running statistics will diverge. Try 0.1.", stacklevel=3
+        )
+    return momentum
+
+
+def _whole_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """Return a mask as a contiguous bool tensor (N, 1, *), or raise."""
+    shape = (x.shape[0], 1, *x.shape[2:])
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor; got {type(mask).__name__}. Try torch.as_tensor(mask).")
+    if mask.device != x.device:
+        raise InputError(f"x and mask must be on the same device; x is on {x.device}, mask on {mask.device}.")
+    if mask.dtype == torch.bool:
+        try:
+            return mask.expand(shape).contiguous()
+        except RuntimeError:
+            pass
+    elif not mask.is_floating_point() and mask.shape == shape[:1] and x.dim() == 3:
+        return (torch.arange(shape[2], device=x.device) < mask.view(-1, 1)).unsqueeze(1)
+    raise InputError(
+        f"mask must be bool and broadcast to (N, 1, *), here {shape}, or, for an (N, C, L) input, hold N integer "
+        f"lengths; got {mask.dtype} of shape {tuple(mask.shape)}. Try mask.unsqueeze(1) for a mask of shape (N, L)."
+    )
+
+
+def _check_not_mapped(found: Statistics, running_mean: Tensor) -> None:
+    if watched.batched(found.mean) and not watched.batched(running_mean):
+        raise InputError(
+            "vmap maps over the batch statistics, but there is one set of running statistics for all of them. "
+            "Map over the running statistics too, use track_running_stats=False, or eval()."
+        )
 
 
 def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
@@ -129,7 +244,10 @@ def _check_out(out: Tensor, x: Tensor, *others: Tensor | None) -> None:
 
 
 def _is_apart(out: Tensor, *inputs: Tensor | None) -> bool:
-    """Whether each value of ``out`` has a place of its own, from which no other value of an input is read."""
+    """Return whether each value of ``out`` has an address of its own, at which no input has another value.
+
+    Addresses are compared, not storages: two tensors made from views of one NumPy array share memory, not a storage.
+    """
     reach = 1
     for stride, size in sorted(
         (stride, size) for stride, size in zip(out.stride(), out.shape, strict=True) if size > 1
@@ -137,9 +255,22 @@ def _is_apart(out: Tensor, *inputs: Tensor | None) -> bool:
         if stride < reach:
             return False
         reach += stride * (size - 1)
-    memory = out.untyped_storage().data_ptr()
-    shared = [t for t in inputs if t is not None and t.untyped_storage().data_ptr() == memory]
-    return all(t.data_ptr() == out.data_ptr() and t.stride() == out.stride() for t in shared)
+    begin, end = _addresses(out)
+    for t in inputs:
+        if t is None or (t.data_ptr() == begin and t.stride() == out.stride()):
+            continue
+        first, last = _addresses(t)
+        if first < end and begin < last:
+            return False
+    return True
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses of the first byte and of the one after the last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _check_tensors(
@@ -207,6 +338,8 @@ def _check_settings(
 
 
 def _check_per_channel(name: str, tensor: Tensor, x: Tensor, channels: int) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}. Try torch.as_tensor({name}).")
     if tensor.dim() != 1 or tensor.shape[0] != channels:
         raise InputError(
             f"{name} should contain {channels} elements not {tensor.numel()}: one per channel of x, whose shape is "

@@ -11,7 +11,7 @@ import torch
 import regimes
 import tolerances as tol
 from batchnorm.kernels import eager, native
-from batchnorm.kernels.interface import Sums
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Statistics, Sums
 from batchnorm.reference import statistics as reference
 
 
@@ -32,43 +32,45 @@ def _inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("activation", regimes.ACTIVATIONS)
 def test_halves_are_the_whole(kernels: ModuleType, activation: str | None) -> None:
     x, dy, residual, weight, bias = _inputs()
-    y, mean, var = kernels.forward(x, residual, weight, bias, 1e-5, activation)
-    collected = kernels.collect(x)
-    assert torch.equal(collected.mean, mean)
-    assert torch.equal(collected.var, var)
-    again = kernels.normalize(x, residual, *collected, weight, bias, 1e-5, activation)
+    epilogue = Epilogue(weight, bias, residual, activation)
+    y, statistics = kernels.forward(x, WHOLE_BATCH, epilogue, 1e-5)
+    collected = kernels.collect(x, WHOLE_BATCH)
+    assert all(torch.equal(*pair) for pair in zip(collected, statistics, strict=True))
+    again = kernels.normalize(x, collected, WHOLE_BATCH, epilogue, 1e-5)
     torch.testing.assert_close(again, y, rtol=tol.FLOAT64_REORDERED, atol=tol.FLOAT64_REORDERED)
 
-    arguments = (dy, x, residual, mean, var, weight, bias, 1e-5, activation)
-    dx, dz, dweight, dbias = kernels.backward(*arguments, batch_statistics=True)
-    halves = kernels.reduce(*arguments)
-    assert torch.equal(halves.sum_dy, dbias)
-    assert torch.equal(halves.sum_dy_xhat, dweight)
-    for got, expected in zip(kernels.apply(*arguments, halves, 140), (dx, dz), strict=True):
+    rest = (WHOLE_BATCH, epilogue, 1e-5)
+    dx, dz, dweight, dbias = kernels.backward(dy, x, statistics, *rest)
+    halves = kernels.reduce(dy, x, statistics, *rest)
+    assert torch.equal(halves.sum_dy[0], dbias)
+    assert torch.equal(halves.sum_dy_xhat[0], dweight)
+    for got, expected in zip(kernels.apply(dy, x, statistics, halves, *rest), (dx, dz), strict=True):
         assert torch.equal(got, expected)
 
 
 def test_parts_of_a_batch_merge_into_the_whole(kernels: ModuleType) -> None:
     """Statistics and sums of chunks, merged, give every chunk the gradient that it has in the whole batch."""
     x, dy, _, weight, bias = _inputs()
-    whole_y, *whole = kernels.forward(x, None, weight, bias, 1e-5, "silu")
-    whole_dx, _, dweight, _ = kernels.backward(dy, x, None, *whole, weight, bias, 1e-5, "silu", batch_statistics=True)
+    epilogue = Epilogue(weight, bias, None, "silu")
+    rest = (WHOLE_BATCH, epilogue, 1e-5)
+    whole_y, whole = kernels.forward(x, *rest)
+    whole_dx, _, dweight, _ = kernels.backward(dy, x, whole, *rest)
     chunks = list(zip(x.split([2, 4, 1]), dy.split([2, 4, 1]), strict=True))
 
     merged = None
     for chunk, _ in chunks:
-        mean, var = (t.numpy() for t in kernels.collect(chunk))
+        mean, var, _ = (t.numpy()[0] for t in kernels.collect(chunk, WHOLE_BATCH))
         part = reference.Statistics(mean, var, chunk.shape[0] * 20)
         merged = part if merged is None else reference.merge(merged, part)
-    np.testing.assert_allclose(merged.mean, whole[0].numpy(), rtol=tol.FLOAT64_REORDERED, atol=1e-14)
-    np.testing.assert_allclose(merged.var, whole[1].numpy(), rtol=tol.FLOAT64_REORDERED)
+    np.testing.assert_allclose(merged.mean, whole.mean[0].numpy(), rtol=tol.FLOAT64_REORDERED, atol=1e-14)
+    np.testing.assert_allclose(merged.var, whole.var[0].numpy(), rtol=tol.FLOAT64_REORDERED)
 
-    calls = [(d, c, None, *whole, weight, bias, 1e-5, "silu") for c, d in chunks]
-    sums = Sums(*(sum(parts) for parts in zip(*(kernels.reduce(*call) for call in calls), strict=True)))
-    torch.testing.assert_close(sums.sum_dy_xhat, dweight, rtol=tol.FLOAT64_REORDERED, atol=1e-12)
-    dx = torch.cat([kernels.apply(*call, sums, 140)[0] for call in calls])
+    parts = [kernels.reduce(d, c, whole, *rest) for c, d in chunks]
+    sums = Sums(*(sum(part) for part in zip(*parts, strict=True)))
+    torch.testing.assert_close(sums.sum_dy_xhat[0], dweight, rtol=tol.FLOAT64_REORDERED, atol=1e-12)
+    dx = torch.cat([kernels.apply(d, c, whole, sums, *rest)[0] for c, d in chunks])
     torch.testing.assert_close(dx, whole_dx, rtol=1e-11, atol=1e-13)
-    y = torch.cat([kernels.normalize(c, None, *whole, weight, bias, 1e-5, "silu") for c, _ in chunks])
+    y = torch.cat([kernels.normalize(c, whole, *rest) for c, _ in chunks])
     torch.testing.assert_close(y, whole_y, rtol=tol.FLOAT64_REORDERED, atol=1e-13)
 
 
@@ -76,32 +78,47 @@ def test_kernels_leave_their_inputs_alone(kernels: ModuleType) -> None:
     tensors = _inputs(torch.float32)
     copies = [t.clone() for t in tensors]
     x, dy, residual, weight, bias = tensors
-    _, *statistics = kernels.forward(x, residual, weight, bias, 1e-5, "gelu")
-    kernels.backward(dy, x, residual, *statistics, weight, bias, 1e-5, "gelu", batch_statistics=True)
+    rest = (WHOLE_BATCH, Epilogue(weight, bias, residual, "gelu"), 1e-5)
+    kernels.backward(dy, x, kernels.forward(x, *rest)[1], *rest)
     assert all(torch.equal(t, c) for t, c in zip(tensors, copies, strict=True))
+
+
+def _statistics(mean: list[float], var: list[float], count: float) -> Statistics:
+    return Statistics(*(torch.tensor([v], dtype=torch.float64) for v in (mean, var, [count])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_a_running_average_is_computed_in_float64_and_rounded_once(kernels: ModuleType, dtype: torch.dtype) -> None:
-    running, value = torch.tensor([1.0, -3.0, 100.0]).to(dtype), torch.tensor([1e-3, 5.0, 7.0], dtype=torch.float64)
-    exact = running.double() + 0.1 * (value * 1.25 - running.double())
-    kernels.average(running, value, 0.1, 1.25)
-    torch.testing.assert_close(running, exact.to(dtype), rtol=tol.FLOAT64_REORDERED, atol=0)
+    running = [torch.tensor([1.0, -3.0, 100.0]).to(dtype), torch.tensor([2.0, 3.0, 100.0]).to(dtype)]
+    batch = _statistics([1e-3, 5.0, 7.0], [1e-3, 5.0, 7.0], 5)
+    values = batch.mean[0], batch.var[0] * 1.25
+    exact = [r.double() + 0.1 * (v - r.double()) for r, v in zip(running, values, strict=True)]
+    kernels.update(*running, batch, 0.1)
+    for got, expected in zip(running, exact, strict=True):
+        torch.testing.assert_close(got, expected.to(dtype), rtol=tol.FLOAT64_REORDERED, atol=0)
 
 
 def test_strided_running_statistics_are_averaged(kernels: ModuleType) -> None:
     both = torch.zeros(3, 2)
-    kernels.average(both[:, 1], torch.ones(3, dtype=torch.float64), 0.25, 1.0)
-    assert both.tolist() == [[0, 0.25]] * 3
+    kernels.update(both[:, 1], both[:, 0], _statistics([1.0] * 3, [1.0] * 3, 2), 0.25)
+    assert both.tolist() == [[0.5, 0.25]] * 3
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_without_a_variance_leaves_running_statistics_alone(kernels: ModuleType, count: int) -> None:
+    running = torch.zeros(2), torch.ones(2)
+    kernels.update(*running, _statistics([5.0, torch.nan], [0.0, torch.nan], count), 0.1)
+    assert running[0].tolist() == [0, 0]
+    assert running[1].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_parameters_may_differ_in_dtype(kernels: ModuleType, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, dy, _, weight, bias = (t.to(torch.bfloat16) for t in _inputs())
-    y, mean, var = kernels.forward(x, None, weight.float(), bias.float(), 1e-5, "relu")
-    weight, bias = weight.to(dtypes[0]), bias.to(dtypes[1])
-    assert torch.equal(kernels.forward(x, None, weight, bias, 1e-5, "relu")[0], y)
-    _, _, dweight, dbias = kernels.backward(dy, x, None, mean, var, weight, bias, 1e-5, "relu", True)
+    y, statistics = kernels.forward(x, WHOLE_BATCH, Epilogue(weight.float(), bias.float(), None, "relu"), 1e-5)
+    epilogue = Epilogue(weight.to(dtypes[0]), bias.to(dtypes[1]), None, "relu")
+    assert torch.equal(kernels.forward(x, WHOLE_BATCH, epilogue, 1e-5)[0], y)
+    _, _, dweight, dbias = kernels.backward(dy, x, statistics, WHOLE_BATCH, epilogue, 1e-5)
     assert (dweight.dtype, dbias.dtype) == dtypes
 
 
@@ -109,10 +126,11 @@ def test_negated_views_are_what_they_stand_for(kernels: ModuleType) -> None:
     x, dy, residual, weight, bias = _inputs()
     negated = [torch.complex(torch.zeros_like(t), -t).conj().imag for t in (x, dy, residual)]
     assert all(t.is_neg() for t in negated)
-    y, mean, var = kernels.forward(x, residual, weight, bias, 1e-5, "silu")
-    again = kernels.forward(negated[0], negated[2], weight, bias, 1e-5, "silu")
-    torch.testing.assert_close(again, (y, mean, var), rtol=tol.FLOAT64_REORDERED, atol=tol.FLOAT64_REORDERED)
-    rest = (mean, var, weight, bias, 1e-5, "silu", True)
-    dx, dz, *_ = kernels.backward(dy, x, residual, *rest)
-    again = kernels.backward(negated[1], negated[0], negated[2], *rest)[:2]
+    rest = (WHOLE_BATCH, Epilogue(weight, bias, residual, "silu"), 1e-5)
+    rest_negated = (WHOLE_BATCH, Epilogue(weight, bias, negated[2], "silu"), 1e-5)
+    y, statistics = kernels.forward(x, *rest)
+    again = kernels.forward(negated[0], *rest_negated)
+    torch.testing.assert_close(again, (y, statistics), rtol=tol.FLOAT64_REORDERED, atol=tol.FLOAT64_REORDERED)
+    dx, dz, *_ = kernels.backward(dy, x, statistics, *rest)
+    again = kernels.backward(negated[1], negated[0], statistics, *rest_negated)[:2]
     torch.testing.assert_close(again, (dx, dz), rtol=tol.FLOAT64_REORDERED, atol=tol.FLOAT64_REORDERED)

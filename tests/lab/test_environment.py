@@ -31,8 +31,7 @@ def test_names_versions_machine_and_time():
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say")
 def test_names_what_else_the_machine_did():
     found = environment()
-    assert len(found["load"]) == 3
-    assert all(average >= 0 for average in found["load"])
+    assert found["load"] >= 0
     assert found["running_processes"] >= 1
     assert 0 < found["memory_available_gb"] <= found["memory_gb"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import tolerances
 from batchnorm.kernels.interface import Statistics
 from batchnorm.reference import batch_norm as reference
 from batchnorm.reference.statistics import exact_population, naive_var, population_statistics, to_rows, unbiased_var
-from batchnorm.tools.population import merge
+from batchnorm.statistics.population import merge
 from tools.normalized import batches, inputs_by_layer, layers, network
 
 
@@ -93,11 +94,11 @@ def test_digits_survive_a_mean_of_a_million_deviations() -> None:
     assert (np.abs(one_pass / values.var(0) - 1) > 1).all()
     # Torch's own running variance, averaged over batches in float32 as in torch.optim.swa_utils.update_bn, misses the
     # batch means' variance; merged in float32, the means themselves are too coarse.
-    float32 = [Statistics(b.double().mean(0).float(), b.double().var(0, unbiased=False).float()) for b in data]
-    merged, count = float32[0], 128
-    for one, b in zip(float32[1:], data[1:], strict=True):
-        merged, count = merge(merged, count, one, len(b)), count + len(b)
-    assert (np.abs(merged.var.numpy() / values.var(0) - 1) > 100 * tolerances.storage_eps(torch.float32)).any()
+    parts = [(b.double().mean(0, keepdim=True), b.double().var(0, False, keepdim=True)) for b in data]
+    counts = (torch.tensor([[float(len(b))]]) for b in data)
+    float32 = [Statistics(mean.float(), var.float(), n) for (mean, var), n in zip(parts, counts, strict=True)]
+    merged = functools.reduce(merge, float32)
+    assert (np.abs(merged.var[0].numpy() / values.var(0) - 1) > 100 * tolerances.storage_eps(torch.float32)).any()
 
 
 class Pair(NamedTuple):

@@ -4,6 +4,9 @@ Accuracy: arithmetic in float32 (float64 for float64), statistics in float64. Da
 mean and then by the mean of what is left, before anything is squared; squares are taken in float64, so values near
 1e30 do not overflow; outputs come from centred values. For |mean| up to 1e6 standard deviations a float32 output is
 within a few ulp of the exact result on the same inputs.
+
+Statistics of a mask are those of the values packed together, so padding changes no bit of them; finding these values
+reads the mask on the host.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from torch import Tensor
 
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.kernels.interface import (
+    Epilogue,
     Gradients,
+    Reduction,
     Statistics,
     Sums,
     accumulation_dtype,
@@ -24,115 +29,122 @@ from batchnorm.kernels.interface import (
 )
 
 
-def refusal(x: Tensor) -> str | None:  # noqa: ARG001  # the interface's signature
+def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:  # noqa: ARG001  # the interface's signature
     """Refuse nothing: these are torch's own operations."""
     return None
 
 
-def collect(x: Tensor) -> Statistics:
-    """Return the mean and biased variance of each channel; NaN where it holds no value."""
-    return _centred_and_statistics(x)[1]
+def target() -> str:
+    """Return no name: torch chooses."""
+    return ""
+
+
+def copied(x: Tensor) -> str | None:  # noqa: ARG001  # the interface's signature
+    """Return None: torch's operations read any strides."""
+    return None
+
+
+def collect(x: Tensor, reduction: Reduction) -> Statistics:
+    """Return the statistics of ``x``."""
+    parts = (_centred_and_statistics(values)[1] for values in _groups(x, reduction))
+    return Statistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def normalize(
     x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: Statistics,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
     eps: float,
-    activation: str | None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given."""
+    """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` if given."""
     wide = statistics_dtype(x.device)
-    y = _finish(_centred(x, mean.to(wide)), residual, var.to(wide), weight, bias, eps, activation).to(x.dtype)
+    mean, var = statistics.mean.to(wide), statistics.var.to(wide)
+    y = _finish(_centred(x, mean, reduction), var, reduction, epilogue, eps).to(x.dtype)
     return y if out is None else out.copy_(y)
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
-    centred, (mean, var) = _centred_and_statistics(x)
-    return _finish(centred, residual, var, weight, bias, eps, activation).to(x.dtype), mean, var
+def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float) -> tuple[Tensor, Statistics]:
+    """Return the result of `normalize` with the statistics of ``x``, and these."""
+    if not reduction.whole:
+        statistics = collect(x, reduction)
+        return normalize(x, statistics, reduction, epilogue, eps), statistics
+    centred, statistics = _centred_and_statistics(x)
+    return _finish(centred, statistics.var, reduction, epilogue, eps).to(x.dtype), statistics
 
 
 def reduce(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Sums:
     """Return the two sums of the backward pass."""
-    x_hat = _x_hat(x, mean, var, eps)
-    return _sums(_dz(dy, x_hat, residual, weight, bias, activation), x_hat)
+    x_hat = _x_hat(x, statistics, reduction, eps)
+    return _sums(_dz(dy, x_hat, epilogue), x_hat, reduction)
 
 
 def apply(
     dy: Tensor,
     x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
+    statistics: Statistics,
     sums: Sums,
-    count: int,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
-    x_hat = _x_hat(x, mean, var, eps)
-    dz = _dz(dy, x_hat, residual, weight, bias, activation)
-    dx = _dx(dz, x_hat, sums, count).mul_(_scale(var, weight, eps, x_hat))
-    return dx.to(x.dtype), None if residual is None else _laid_out(dz, x)
+    """Return dx and dresidual (None without a residual), given the sums over all values that share statistics."""
+    x_hat = _x_hat(x, statistics, reduction, eps)
+    return _applied(_dz(dy, x_hat, epilogue), x_hat, x, statistics, sums, reduction, epilogue, eps)
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    batch_statistics: bool,
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Gradients:
-    """Return the gradients of all inputs; ``batch_statistics``: mean and var are those of ``x``."""
-    x_hat = _x_hat(x, mean, var, eps)
-    dz = _dz(dy, x_hat, residual, weight, bias, activation)
-    sums = _sums(dz, x_hat)
-    dx = _dx(dz, x_hat, sums, values_per_channel(x)) if batch_statistics else torch.empty_like(x_hat).copy_(dz)
-    dx = dx.mul_(_scale(var, weight, eps, x_hat)).to(x.dtype)
-    return (
+    """Return the gradients of all inputs."""
+    x_hat = _x_hat(x, statistics, reduction, eps)
+    dz = _dz(dy, x_hat, epilogue)
+    sums = _sums(dz, x_hat, reduction)
+    dx, dresidual = _applied(dz, x_hat, x, statistics, sums, reduction, epilogue, eps)
+    weight, bias = epilogue.weight, epilogue.bias
+    return Gradients(
         dx,
-        None if residual is None else _laid_out(dz, x),
-        None if weight is None else sums.sum_dy_xhat.to(weight.dtype),
-        None if bias is None else sums.sum_dy.to(bias.dtype),
+        dresidual,
+        None if weight is None else sums.sum_dy_xhat.sum(0).to(weight.dtype),
+        None if bias is None else sums.sum_dy.sum(0).to(bias.dtype),
     )
 
 
-def average(running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
-    """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
+def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
+    """Move running statistics towards those of each group in turn, in place, rounding once per group."""
+    assert statistics.count is not None
     with torch.no_grad():
-        running.copy_(torch.lerp(running.to(value.dtype), value * scale, factor))
+        groups = zip(statistics.mean, statistics.unbiased_var, statistics.count, strict=True)
+        for group, (mean, var, count) in enumerate(groups):
+            weight = factor[group] if isinstance(factor, Tensor) and factor.dim() == 1 else factor
+            for running, value in ((running_mean, mean), (running_var, var)):
+                moved = torch.lerp(running.to(value.dtype), value, weight)
+                running.copy_(torch.where(count > 1, moved, running.to(value.dtype)))
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.
+
+
+def _groups(x: Tensor, reduction: Reduction) -> list[Tensor]:
+    """Return the values of each group, as a tensor (N, C, *) or, behind a mask, (M, C)."""
+    size, mask = reduction
+    chunks = [x] if size is None else list(x.split(size))
+    if mask is None:
+        return chunks
+    masks = [mask] if size is None else mask.split(size)
+    return [c.movedim(1, -1)[m.movedim(1, -1).squeeze(-1)] for c, m in zip(chunks, masks, strict=True)]
+
+
+def _lined_up(vector: Tensor, reduction: Reduction | None, x: Tensor) -> Tensor:
+    """Return a (C,) or (G, C) tensor in a shape that broadcasts over ``x``."""
+    size = None if reduction is None else reduction.group_size
+    if size is None or size >= x.shape[0]:
+        return vector.view(channel_shape(x))
+    group = torch.arange(x.shape[0], device=x.device) // size
+    return vector[group].view(*x.shape[:2], *[1] * (x.dim() - 2))
 
 
 def _centred_and_statistics(x: Tensor) -> tuple[Tensor, Statistics]:
@@ -142,29 +154,30 @@ def _centred_and_statistics(x: Tensor) -> tuple[Tensor, Statistics]:
     rest = centred.mean(dims, keepdim=True)
     centred.sub_(rest)
     var = centred.to(wide).square().mean(dims)
-    return centred, Statistics((rounded_mean.to(wide) + rest).flatten(), var)
+    count = torch.full((1, 1), values_per_channel(x), dtype=wide, device=x.device)
+    return centred, Statistics((rounded_mean.to(wide) + rest).view(1, -1), var.view(1, -1), count)
 
 
-def _centred(x: Tensor, mean: Tensor) -> Tensor:
+def _centred(x: Tensor, mean: Tensor, reduction: Reduction | None) -> Tensor:
     """Return ``x - mean``, to the last digit also where one float of the accumulation dtype cannot hold ``mean``."""
-    dtype, shape = accumulation_dtype(x.dtype), channel_shape(x)
+    dtype = accumulation_dtype(x.dtype)
     rounded_mean = mean.to(dtype)
     rest = (mean - rounded_mean).to(dtype)
-    centred = torch.sub(x, rounded_mean.view(shape), out=torch.empty_like(x, dtype=dtype))
-    return centred.sub_(rest.view(shape))
+    centred = torch.sub(x, _lined_up(rounded_mean, reduction, x), out=torch.empty_like(x, dtype=dtype))
+    return centred.sub_(_lined_up(rest, reduction, x))
 
 
-def _scale(var: Tensor, weight: Tensor | None, eps: float, like: Tensor) -> Tensor:
+def _scale(var: Tensor, weight: Tensor | None, reduction: Reduction | None, eps: float, like: Tensor) -> Tensor:
     """Return ``weight / sqrt(var + eps)``, rounded once and lined up with ``like``."""
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight
-    return scale.to(like.dtype).view(channel_shape(like))
+    return _lined_up(scale.to(like.dtype), reduction, like)
 
 
-def _x_hat(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    centred = _centred(x, mean)
-    return centred.mul_(_scale(var, None, eps, centred))
+def _x_hat(x: Tensor, statistics: Statistics, reduction: Reduction | None, eps: float) -> Tensor:
+    centred = _centred(x, statistics.mean, reduction)
+    return centred.mul_(_scale(statistics.var, None, reduction, eps, centred))
 
 
 def _shifted(z: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -174,46 +187,69 @@ def _shifted(z: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     return z if residual is None else z.add_(residual)
 
 
-def _finish(
-    centred: Tensor,
-    residual: Tensor | None,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-) -> Tensor:
+def _finish(centred: Tensor, var: Tensor, reduction: Reduction | None, epilogue: Epilogue, eps: float) -> Tensor:
     """Turn centred values into the output, in place."""
-    y = _shifted(centred.mul_(_scale(var, weight, eps, centred)), bias, residual)
-    return y if activation is None else ACTIVATIONS[activation].inplace(y)
+    weight, bias, residual, activation, mask = epilogue
+    y = _shifted(centred.mul_(_scale(var, weight, reduction, eps, centred)), bias, residual)
+    if activation is not None:
+        y = ACTIVATIONS[activation].inplace(y)
+    return y if mask is None else y.masked_fill_(~mask, 0)
 
 
-def _dz(
-    dy: Tensor,
-    x_hat: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str | None,
-) -> Tensor:
-    """Return the gradient before the activation; what the activation saw is computed anew."""
-    dy = dy.to(x_hat.dtype)
-    if activation is None:
-        return dy
-    z = x_hat.clone() if weight is None else x_hat * weight.to(x_hat.dtype).view(channel_shape(x_hat))
-    return ACTIVATIONS[activation].backward(dy, _shifted(z, bias, residual))
+def _dz(dy: Tensor, x_hat: Tensor, epilogue: Epilogue) -> Tensor:
+    """Return the gradient before the activation, computing its input anew; zero ``x_hat`` where outputs are masked."""
+    weight, bias, residual, activation, mask = epilogue
+    dz = dy.to(x_hat.dtype)
+    if activation is not None:
+        z = x_hat.clone() if weight is None else x_hat * weight.to(x_hat.dtype).view(channel_shape(x_hat))
+        dz = ACTIVATIONS[activation].backward(dz, _shifted(z, bias, residual))
+    return dz if mask is None else dz.masked_fill(~mask, 0)
 
 
-def _sums(dz: Tensor, x_hat: Tensor) -> Sums:
+def _sums(dz: Tensor, x_hat: Tensor, reduction: Reduction | None) -> Sums:
+    size = None if reduction is None else reduction.group_size
     dims = reduced_dims(x_hat)
-    return Sums(dz.sum(dims), (dz * x_hat).sum(dims))
+    # A product with a masked dz is 0 also where x, which nobody looks at, is not finite.
+    products = (
+        torch.where(dz == 0, 0, dz * x_hat) if reduction is not None and reduction.mask is not None else dz * x_hat
+    )
+    chunks = [(dz, products)] if size is None else zip(dz.split(size), products.split(size), strict=True)
+    wide = statistics_dtype(x_hat.device)
+    sums = [(a.sum(dims).to(wide), b.sum(dims).to(wide)) for a, b in chunks]
+    return Sums(*(torch.stack(part) for part in zip(*sums, strict=True)))
 
 
-def _dx(dz: Tensor, x_hat: Tensor, sums: Sums, count: int) -> Tensor:
-    """Return dx up to the factor `_scale`; overwrites ``x_hat``."""
-    shape = channel_shape(x_hat)
-    x_hat.mul_((sums.sum_dy_xhat / count).view(shape)).add_((sums.sum_dy / count).view(shape))
-    return torch.sub(dz, x_hat, out=x_hat)
+def _applied(
+    dz: Tensor,
+    x_hat: Tensor,
+    x: Tensor,
+    statistics: Statistics,
+    sums: Sums,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return dx and dresidual; overwrites ``x_hat``."""
+    if reduction is None:
+        dx = torch.empty_like(x_hat).copy_(dz)
+    else:
+        assert statistics.count is not None
+        x_hat.mul_(_lined_up((sums.sum_dy_xhat / statistics.count).to(x_hat.dtype), reduction, x))
+        x_hat.add_(_lined_up((sums.sum_dy / statistics.count).to(x_hat.dtype), reduction, x))
+        if reduction.mask is not None:
+            x_hat.masked_fill_(~reduction.mask, 0)
+        dx = torch.sub(dz, x_hat, out=x_hat)
+    dx = dx.mul_(_scale(statistics.var, epilogue.weight, reduction, eps, x_hat))
+    if epilogue.mask is not None:  # a group without a value has no scale
+        dx = dx.masked_fill_(~_touched(reduction, epilogue.mask), 0)
+    return dx.to(x.dtype), None if epilogue.residual is None else _laid_out(dz, x)
+
+
+def _touched(reduction: Reduction | None, kept: Tensor) -> Tensor:
+    """Return where x has an influence on some output, directly or through the statistics."""
+    if reduction is None or reduction.mask is kept:
+        return kept
+    return torch.ones_like(kept) if reduction.mask is None else kept | reduction.mask
 
 
 def _laid_out(dz: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a backend must provide, and the few facts about shapes and dtypes on which all backends agree."""
+"""The three values that every call is made of, the functions of a backend, and facts on which all backends agree."""
 
 from __future__ import annotations
 
@@ -8,95 +8,150 @@ import torch
 from torch import Tensor
 
 
-class Statistics(NamedTuple):
-    """Statistics to normalize with, of shape (C,) and of `statistics_dtype`.
+class Reduction(NamedTuple):
+    """Which values share statistics. In place of one, None: the statistics are constants.
 
     Attributes
     ----------
-    mean : Tensor
-        Mean of each channel.
-    var : Tensor
-        Biased variance of each channel (divides by the count).
+    group_size : int or None
+        Samples per group, taken consecutively; the last group may be shorter. None: the whole batch is one group.
+    mask : Tensor of shape (N, 1, *), bool, or None
+        The values that enter the statistics, contiguous. None: all of them.
+    """
+
+    group_size: int | None = None
+    mask: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all values of a channel share statistics."""
+        return self.group_size is None and self.mask is None
+
+    def groups(self, samples: int) -> int:
+        """Return G, the number of groups among ``samples``; at least 1."""
+        return 1 if self.group_size is None else max(1, -(-samples // self.group_size))
+
+
+#: All values of each channel.
+WHOLE_BATCH = Reduction()
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of each channel in each of G groups, in `statistics_dtype`.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (G, C)
+        Mean; NaN for a group without a value.
+    var : Tensor of shape (G, C)
+        Biased variance (divides by the count).
+    count : Tensor of shape (G, 1) or None
+        Values per channel. It may exceed what one process holds. None: unknown, for statistics that are constants;
+        then ``mean`` and ``var`` may also have shape (C,) and any floating dtype.
     """
 
     mean: Tensor
     var: Tensor
+    count: Tensor | None = None  # type: ignore[assignment]  # instead of a tuple's method of that name
+
+    @property
+    def unbiased_var(self) -> Tensor:
+        """The variance that divides by count - 1, which only running statistics use."""
+        count: Tensor = self.count  # type: ignore[assignment]  # of a batch: there is one
+        return self.var * (count / (count - 1))
+
+
+class Epilogue(NamedTuple):
+    """What follows the normalization.
+
+    Attributes
+    ----------
+    weight, bias : Tensor of shape (C,) or None
+        Affine parameters; None: 1 and 0.
+    residual : Tensor of shape (N, C, *) or None
+        Added before the activation.
+    activation : str or None
+        A name of `batchnorm.kernels.activations`.
+    mask : Tensor of shape (N, 1, *), bool, or None
+        The outputs to keep, contiguous; outputs and gradients elsewhere are exactly 0. None: all of them.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str | None = None
+    mask: Tensor | None = None
 
 
 class Sums(NamedTuple):
-    """The two reductions of the backward pass, of shape (C,), with dz the gradient before the activation.
+    """The two reductions of the backward pass, of shape (G, C), with dz the gradient before the activation.
 
     Attributes
     ----------
     sum_dy : Tensor
-        Sum of dz; it is also the gradient of ``bias``.
+        Sum of dz; over all groups it is the gradient of ``bias``.
     sum_dy_xhat : Tensor
-        Sum of dz times ``x_hat``; it is also the gradient of ``weight``.
+        Sum of dz times ``x_hat``; over all groups it is the gradient of ``weight``.
     """
 
     sum_dy: Tensor
     sum_dy_xhat: Tensor
 
 
-#: Of x, residual, weight and bias, each in the dtype of its tensor; None where there is no such tensor.
-Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+class Gradients(NamedTuple):
+    """Gradients of x, residual, weight and bias, each in the dtype of its tensor; None for a tensor that is None."""
+
+    dx: Tensor
+    dresidual: Tensor | None
+    dweight: Tensor | None
+    dbias: Tensor | None
 
 
 class Kernels(Protocol):
     """A backend: a module with these functions.
 
-    ``x`` is (N, C, *); ``residual`` and ``dy`` have its shape; ``weight`` and ``bias`` are (C,) or None;
-    ``mean`` and ``var`` are (C,) of any floating dtype; ``activation`` is a name of `batchnorm.kernels.activations` or
-    None; outputs are laid out as ``x``. `forward` is
-    `collect` then `normalize`, and `backward` is `reduce` then `apply`, each in as few passes as the backend can: the
-    halves are the seams at which statistics of several batches, chunks or ranks are merged.
+    ``x`` is (N, C, *), ``residual`` and ``dy`` have its shape, and outputs are laid out as ``x``. `forward` is
+    `collect` then `normalize`, and `backward` is `reduce` then `apply`, each in as few passes as the backend can. The
+    halves are the seams at which a policy merges statistics and sums of several batches or ranks.
     """
 
-    def refusal(self, x: Tensor) -> str | None:
-        """Say why this backend cannot compute ``x``, or None when it can."""
+    def refusal(self, x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:
+        """Return why this backend cannot compute the call, or None when it can."""
 
-    def collect(self, x: Tensor) -> Statistics:
-        """Return the statistics of ``x``; NaN where it holds no value."""
+    def target(self) -> str:
+        """Return the name of the instruction set that runs; empty where torch chooses it."""
+
+    def copied(self, x: Tensor) -> str | None:
+        """Return why ``x`` is copied before it is computed, or None when it is read in place."""
+
+    def collect(self, x: Tensor, reduction: Reduction) -> Statistics:
+        """Return the statistics of ``x``."""
 
     def normalize(
         self,
         x: Tensor,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        statistics: Statistics,
+        reduction: Reduction | None,
+        epilogue: Epilogue,
         eps: float,
-        activation: str | None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` where it is given.
+        """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``.
 
-        ``out`` is x, the residual, or a tensor that shares no memory with them.
+        ``out``, where the result is written if given, is x, the residual, or a tensor that shares no memory with them.
         """
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        activation: str | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the result of `normalize` with the statistics of ``x``, and these: y, mean, var."""
+    def forward(self, x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float) -> tuple[Tensor, Statistics]:
+        """Return the result of `normalize` with the statistics of ``x``, and these."""
 
     def reduce(
         self,
         dy: Tensor,
         x: Tensor,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        statistics: Statistics,
+        reduction: Reduction | None,
+        epilogue: Epilogue,
         eps: float,
-        activation: str | None,
     ) -> Sums:
         """Return the two sums of the backward pass."""
 
@@ -104,35 +159,31 @@ class Kernels(Protocol):
         self,
         dy: Tensor,
         x: Tensor,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        activation: str | None,
+        statistics: Statistics,
         sums: Sums,
-        count: int,
+        reduction: Reduction | None,
+        epilogue: Epilogue,
+        eps: float,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return dx and dz (None without a residual), given the sums over all ``count`` values of a channel."""
+        """Return dx and dresidual (None without a residual), given the sums over all values that share statistics."""
 
     def backward(
         self,
         dy: Tensor,
         x: Tensor,
-        residual: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        statistics: Statistics,
+        reduction: Reduction | None,
+        epilogue: Epilogue,
         eps: float,
-        activation: str | None,
-        batch_statistics: bool,
     ) -> Gradients:
-        """Return the gradients of all inputs; ``batch_statistics``: mean and var are those of ``x``."""
+        """Return the gradients of all inputs."""
 
-    def average(self, running: Tensor, value: Tensor, factor: float | Tensor, scale: float) -> None:
-        """Move ``running`` to ``(1 - factor) * running + factor * scale * value``, in place, rounded once."""
+    def update(self, running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
+        """Move running statistics towards those of each group in turn, in place, rounding once per group.
+
+        ``factor`` is the weight of a group: one for all, or a tensor of shape (G,). The variance enters unbiased. A
+        group with fewer than two values leaves them alone.
+        """
 
 
 def channel_shape(x: Tensor) -> list[int]:
@@ -157,7 +208,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def statistics_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of (C,) statistics on ``device``: float64 where the device has it.
+    """Return the dtype of statistics on ``device``: float64 where the device has it.
 
     A float32 mean is too coarse to centre float32 data whose mean is large against its deviation, and a float32
     variance overflows where float32 data do not (docs/decisions/0002).

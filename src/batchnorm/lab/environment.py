@@ -12,8 +12,6 @@ import torch
 
 from batchnorm import __version__
 
-SEEDS = "a seed fixes the initial weights and the order of the batches, alike in every arm and at every learning rate"
-
 
 def environment(threads: int | None = None) -> dict[str, object]:
     """Describe this machine at this moment, and the versions of what computes.
@@ -26,9 +24,9 @@ def environment(threads: int | None = None) -> dict[str, object]:
     Returns
     -------
     dict
-        Values that JSON can hold; None where the system does not say. ``load`` holds the load averages of 1, 5 and 15
-        minutes, ``running_processes`` counts all processes of the machine or container. ``commit`` is None when the
-        package does not run from its own git checkout, and ends in ``-dirty`` when the checkout has changes.
+        Values that JSON can hold; None where the system does not say. ``load`` counts the busy processes of the last
+        minute, ``running_processes`` all of the machine or container. ``commit`` is None when the package does not run
+        from its own git checkout, and ends in ``-dirty`` when the checkout has changes.
     """
     free = memory()
     return {
@@ -40,19 +38,18 @@ def environment(threads: int | None = None) -> dict[str, object]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": threads or torch.get_num_threads(),
         "memory_gb": _giga(free.total),
         "memory_available_gb": _giga(free.available),
         "load": load(),
         "running_processes": running_processes(),
-        "seeds": SEEDS,
     }
 
 
-def load() -> list[float] | None:
-    """Return the load averages of 1, 5 and 15 minutes: processes that ran or wanted to. None where unknown."""
-    return [round(average, 2) for average in os.getloadavg()] if hasattr(os, "getloadavg") else None
+def load() -> float | None:
+    """Return how many processes ran or wanted to in the last minute, on average. None where unknown."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def running_processes(root: Path = Path("/")) -> int | None:
@@ -110,8 +107,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    # Those that this process may use: in a container or under taskset that is fewer than the machine has.
+def cores() -> int:
+    """Count the cores that this process may use: in a container or under taskset fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -130,7 +130,8 @@ class _Normalized(_Before):
         layer: Any = call.module
         wide = statistics_dtype(call.x.device)
         if layer.training or layer.running_mean is None:
-            self.mean, self.var = call.batch.statistics
+            mean, var, _ = call.batch.statistics
+            self.mean, self.var = mean[0], var[0]
         else:
             self.mean, self.var = layer.running_mean.to(wide), layer.running_var.to(wide)
         self.scale = (self.var + layer.eps).rsqrt()

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.kernels.interface import Statistics, statistics_dtype, values_per_channel
+from batchnorm.kernels.interface import Statistics, statistics_dtype
 from batchnorm.probes.calls import Call, Calls
 from batchnorm.probes.probe import Reading, Step
-from batchnorm.tools.population import merge
+from batchnorm.statistics.population import merge
 
 
 @dataclass
@@ -20,7 +20,11 @@ class _Seen:
     running_mean: Tensor
     running_var: Tensor
     batch: Statistics
-    count: int
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a variance."""
+        return self.batch.count is not None and bool(self.batch.count > 1)
 
 
 class Running:
@@ -55,7 +59,7 @@ class Running:
 
     def measure(self, step: Step) -> Reading:  # noqa: ARG002  # the protocol's signature
         """Return the gaps of the last forward."""
-        layers = {self._calls.names[layer]: _gap(seen) for layer, seen in self._seen.items() if seen.count > 1}
+        layers = {self._calls.names[layer]: _gap(seen) for layer, seen in self._seen.items() if seen.several}
         self._seen.clear()
         return Reading(layers=layers)
 
@@ -64,25 +68,22 @@ class Running:
         x = call.x
         if layer.running_mean is None or layer.running_var is None or x.dim() < 2:
             return
-        count = values_per_channel(x)
-        if x.shape[1] != layer.num_features or count == 0:
+        if x.shape[1] != layer.num_features or x.numel() == 0:
             return  # for the layer to complain about, or nothing
         batch = call.batch.statistics
         known = self._seen.get(layer)
         if known is None:
             wide = statistics_dtype(x.device)
             running = (layer.running_mean.to(wide, copy=True), layer.running_var.to(wide, copy=True))
-            self._seen[layer] = _Seen(layer, *running, batch, count)
+            self._seen[layer] = _Seen(layer, *running, batch)
         else:
-            known.batch = merge(known.batch, known.count, batch, count)
-            known.count += count
+            known.batch = merge(known.batch, batch)
 
 
 def _gap(seen: _Seen) -> dict[str, Any]:
     eps = seen.layer.eps
     gap = (seen.batch.mean - seen.running_mean) * (seen.running_var + eps).rsqrt()
-    unbiased_var = seen.batch.var * (seen.count / (seen.count - 1))
-    ratio = (unbiased_var + eps) / (seen.running_var + eps)
+    ratio = (seen.batch.unbiased_var + eps) / (seen.running_var + eps)
     with np.errstate(invalid="ignore"):  # a network that diverges
         low, median, high = np.percentile(ratio.double().cpu().numpy(), (10, 50, 90)).tolist()
     return {

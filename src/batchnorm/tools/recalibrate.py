@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parameter import is_lazy
 
-from batchnorm.tools import preserve, shares
-from batchnorm.tools.population import Population
+from batchnorm.statistics import across
+from batchnorm.statistics.population import Population
+from batchnorm.tools import preserve
 from batchnorm.tools.report import Report, Row
 from batchnorm.tools.walk import normalizations, require_module
 
@@ -155,7 +156,7 @@ def recalibrate(
         _choose(found, reasons, layers)
     measured = {layer: Population(name) for name, layer, _ in found if not reasons[layer]}
     if measured:
-        with shares.together(group, measured) if group is not None else nullcontext():
+        with across.together(group, measured) if group is not None else nullcontext():
             number = _measure(model, measured, loader, batches, forward or _call)
         if number == 0 and not any(p.count for p in measured.values()):
             raise ValueError(

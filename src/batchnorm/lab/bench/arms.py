@@ -4,7 +4,6 @@ torch's arm comes in the two ways that users write it, with a new tensor for eac
 (as torchvision does); the quicker one is the opponent. All arms work on the same tensors.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -117,9 +116,8 @@ def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[
 
 def explanation(x: Tensor) -> tuple[str, str]:
     """Return backend and target of the arm batchnorm for input ``x``; the target is empty where there is only one."""
-    backend = batchnorm.explain(x).backend
-    kernels = importlib.import_module(f"batchnorm.kernels.{backend}")
-    return backend, kernels.target() if hasattr(kernels, "target") else ""
+    ran = batchnorm.explain(x)
+    return ran.backend, ran.target
 
 
 def _training(contender: Contender, inputs: Inputs) -> Callable[[], None]:

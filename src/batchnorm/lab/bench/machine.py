@@ -35,7 +35,7 @@ def machine(date: str, allocation: Allocation) -> Machine:
         l2=cache_size(2),
         l3=cache_size(3),
         huge_pages=huge_pages(),
-        load=averages[0] if (averages := load()) else math.nan,
+        load=math.nan if (busy := load()) is None else busy,
         running_processes=math.nan if (count := running_processes()) is None else count,
         memory_available=math.nan if (free := memory().available) is None else free / 1e9,
         threads=int(str(facts["threads"])),

@@ -1,0 +1,1 @@
+"""What is remembered of batches: running and population statistics, policies, and their merging over processes."""
