@@ -78,7 +78,7 @@ PROBES_ORDER = [
     {"samples"},
     {"calls"},
     {"activations", "gradients", "running", "replay"},
-    {"shift", "landscape"},
+    {"input_shift", "shift", "landscape", "surface"},
     {"choose"},
 ]
 INNER_ORDERS = {
