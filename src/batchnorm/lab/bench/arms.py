@@ -24,15 +24,7 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """A layer, and the way to call it.
-
-    Attributes
-    ----------
-    layer : Module
-        Holds the parameters and buffers.
-    forward : callable
-        From x, and the residual or None, to y.
-    """
+    """A layer with its parameters and buffers, and its call: from x, and the residual or None, to y."""
 
     layer: nn.Module
     forward: Forward
@@ -40,15 +32,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors that all arms of a case share.
-
-    Attributes
-    ----------
-    x, dy : Tensor
-        Input and upstream gradient, in the case's layout and dtype.
-    residual : Tensor or None
-        What is added.
-    """
+    """The tensors that all arms of a case share, in its layout and dtype: input, upstream gradient, residual."""
 
     x: Tensor
     dy: Tensor
