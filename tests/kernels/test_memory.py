@@ -18,7 +18,7 @@ import torch
 
 import batchnorm
 from batchnorm.kernels import native
-from batchnorm.kernels.interface import Epilogue, Statistics
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Statistics
 
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
@@ -198,7 +198,7 @@ def test_outputs_resize_only_without_kept_memory(own_memory: int) -> None:
     tiny = torch.ones(4, 64)
 
     def outputs() -> list[torch.Tensor]:
-        return [native.normalize(t, None, mean, var, None, None, 0.0, None) for t in (x, tiny)]
+        return [native.normalize(t, Statistics(mean, var), None, Epilogue(), 0.0) for t in (x, tiny)]
 
     for y in outputs():
         assert not y.untyped_storage().resizable()
@@ -217,12 +217,16 @@ def test_outputs_resize_only_without_kept_memory(own_memory: int) -> None:
         y.resize_(2 * y.shape[0], 64).fill_(2)
 
 
+def _flat(result: tuple[torch.Tensor, Statistics]) -> list[torch.Tensor]:
+    return [result[0], *result[1]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_outputs_without_kept_memory_are_the_same(own_memory: int, dtype: torch.dtype) -> None:
     x = torch.randn(6, 70, 9, 11).to(dtype).to(memory_format=torch.channels_last)
-    expected = native.forward(x, None, None, None, 1e-5, "relu")
+    expected = _flat(native.forward(x, WHOLE_BATCH, Epilogue(activation="relu"), 1e-5))
     batchnorm.limit_kept_memory(0)
-    found = native.forward(x, None, None, None, 1e-5, "relu")
+    found = _flat(native.forward(x, WHOLE_BATCH, Epilogue(activation="relu"), 1e-5))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
         assert (a.dtype, a.stride()) == (b.dtype, b.stride())
