@@ -79,7 +79,7 @@ PROBES_ORDER = [
     {"samples"},
     {"calls"},
     {"activations", "gradients", "running", "replay"},
-    {"shift", "landscape"},
+    {"input_shift", "shift", "landscape", "surface"},
     {"choose"},
 ]
 INNER_ORDERS = {

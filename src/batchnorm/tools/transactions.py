@@ -1,4 +1,4 @@
-"""When running statistics change: not at all for a while (`hold_statistics`), or once for several forwards (`deferred`)."""
+"""Hold running statistics for a while (`hold_statistics`), or update them once for several forwards (`deferred`)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def hold_statistics(model: nn.Module) -> Iterator[None]:
     Parameters
     ----------
     model : nn.Module
-        With any batch normalization: this package's layers, fused or not, and torch's, whose buffers are put back at the
-        end of the block.
+        With any batch normalization: this package's layers, fused or not, and torch's, whose buffers are put back at
+        the end of the block.
 
     Yields
     ------
@@ -82,7 +82,7 @@ class Deferred:
         self, policy: Policy, running: Running, statistics: Statistics, momentum: float | Tensor | None, eps: float
     ) -> None:
         """Take down one forward of one layer."""
-        detached = Statistics(*(t.detach() for t in statistics))
+        detached = Statistics(*(t.detach() for t in statistics if t is not None))
         taken = self._taken.get(id(running.mean))  # the buffer stays alive: it is in `running`
         if taken is None:
             self._taken[id(running.mean)] = _Taken(replace(policy, ledger=None), running, detached, momentum, eps)
@@ -113,7 +113,7 @@ def _pooled(a: Statistics, b: Statistics) -> Statistics:
     """Return the statistics of both together; ghost batches stay apart, and follow each other."""
     if a.mean.shape[0] == b.mean.shape[0] == 1:
         return merge(a, b)
-    return Statistics(*(torch.cat(pair) for pair in zip(a, b, strict=True)))
+    return Statistics(*(torch.cat([of_a, of_b]) for of_a, of_b in zip(a, b, strict=True)))  # type: ignore[list-item]
 
 
 @contextmanager
