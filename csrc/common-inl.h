@@ -1,4 +1,11 @@
-// What both layouts share: moments, constants of a channel, the split of work.
+// What both layouts share: the split of work, moments of a set of values, numbers of any dtype.
+#pragma once
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+#include "simd-inl.h"
 
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {
@@ -10,27 +17,45 @@ inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Run body(task) for every task. A thread takes a contiguous range, last one first where `backwards`: what it touched
-// last is still in cache. Which thread runs a task never changes what the task computes.
-template <class Body>
-inline void for_each_task(const Call& call, int64_t tasks, bool backwards, const Body& body) {
+inline int64_t threads_for(const Call& call, int64_t tasks) {
   const int64_t values = call.shape.outer * call.shape.channels * call.shape.inner;
-  const int64_t wanted = values < kSerial ? 1 : at_most(call.threads, tasks);
+  return values < kSerial ? 1 : at_most(call.threads, tasks);
+}
+
+// Give each thread a contiguous range of tasks: body(first task, last task). Which thread runs a task never changes what
+// the task computes.
+template <class Body>
+inline void share_tasks(const Call& call, int64_t tasks, const Body& body) {
+  const int64_t wanted = threads_for(call, tasks);
   if (wanted <= 1) {
-    for (int64_t i = 0; i < tasks; ++i) body(backwards ? tasks - 1 - i : i);
+    body(0, tasks);
     if (call.streams) fence();
     return;
   }
 #pragma omp parallel num_threads(static_cast<int>(wanted))
   {
     const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-    const int64_t begin = tasks * me / threads, end = tasks * (me + 1) / threads;
-    for (int64_t i = begin; i < end; ++i) body(backwards ? begin + end - 1 - i : i);
+    body(tasks * me / threads, tasks * (me + 1) / threads);
     if (call.streams) fence();
   }
 }
 
-// Small float64 and arithmetic arrays of one call, freed with it.
+template <class Body>
+inline void for_each_task(const Call& call, int64_t tasks, const Body& body) {
+  share_tasks(call, tasks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+// Each thread's last task first: after a pass in the other direction, what it touched last is still in cache.
+template <class Body>
+inline void for_each_task_backwards(const Call& call, int64_t tasks, const Body& body) {
+  share_tasks(call, tasks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = end; i-- > begin;) body(i);
+  });
+}
+
+// Small arrays of one call, freed with it.
 template <class F>
 class Scratch {
  public:
@@ -40,7 +65,7 @@ class Scratch {
   ~Scratch() { free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  F* operator+(int64_t offset) const { return data_ + offset; }
+  F* data() const { return data_; }
   F& operator[](int64_t i) const { return data_[i]; }
 
  private:
@@ -98,45 +123,8 @@ inline void put_element(void* vector, Dtype dtype, int64_t c, double value) {
   }
 }
 
-inline double parameter(const void* vector, Dtype dtype, int64_t c, double neutral) {
-  return vector == nullptr ? neutral : element(vector, dtype, c);
-}
-
-// The numbers that normalize one channel, from its statistics.
-//   z     = (x - mean) * scale + shift            scale = weight / sqrt(var + eps)
-//   x_hat = (x - mean) * invstd + x_hat_shift
-// `mean` is the float64 one rounded; what it loses is in the shifts, where it is small, so x - mean is exact for data
-// close to their mean and nothing cancels.
-template <class F>
-struct Channel {
-  F mean, scale, shift, invstd, x_hat_shift;
-
-  Channel(const Call& call, int64_t c, double exact_mean, double var) {
-    const double wide_invstd = 1.0 / __builtin_sqrt(var + call.eps);
-    const double weight = parameter(call.affine.weight, call.affine.weight_dtype, c, 1.0);
-    const double bias = parameter(call.affine.bias, call.affine.bias_dtype, c, 0.0);
-    mean = static_cast<F>(exact_mean);
-    const double rest = exact_mean - static_cast<double>(mean);
-    scale = static_cast<F>(weight * wide_invstd);
-    invstd = static_cast<F>(wide_invstd);
-    shift = static_cast<F>(bias - rest * (weight * wide_invstd));
-    x_hat_shift = static_cast<F>(-rest * wide_invstd);
-  }
-};
-
-// dx = dz * scale + (x_hat * of_x_hat + constant): the two averages of dz, where the statistics depend on x.
-template <class F>
-struct Correction {
-  F of_x_hat = 0, constant = 0;
-
-  Correction(const Channel<F>& channel, double sum_dy, double sum_dy_xhat, double count) {
-    of_x_hat = static_cast<F>(-static_cast<double>(channel.scale) * (sum_dy_xhat / count));
-    constant = static_cast<F>(-static_cast<double>(channel.scale) * (sum_dy / count));
-  }
-};
-
 // One value in float64. The moments of a channel whose squares overflow the arithmetic, or that holds values that are not
-// finite, are taken from these, value by value.
+// finite, are taken from these, value by value: slow, but right.
 template <class T>
 inline double value_at(const T* p) {
   if constexpr (__is_same(T, float) || __is_same(T, double)) return static_cast<double>(*p);

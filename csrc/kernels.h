@@ -7,8 +7,12 @@
 namespace batchnorm {
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+// Their names in torch, in this order.
+constexpr const char* kDtypes[] = {"float32", "float64", "bfloat16", "float16"};
 
 enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu, kSigmoid, kTanh };
+// Their names in torch.nn.functional, in this order, after kNone.
+constexpr const char* kActivations[] = {"relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh"};
 
 // How (N, C, *S) lies in memory.
 //   planes: each of the N * C planes of S values is contiguous; samples and channels may be any distance apart.
@@ -39,28 +43,34 @@ struct Affine {
   Dtype weight_dtype, bias_dtype;
 };
 
+// Everything that a kernel reads and writes. Statistics and sums are float64, of shape (G, C) for G groups: `collect` and
+// `forward` write the statistics, `reduce` and `backward` the sums, and the others read them.
 struct Call {
   Shape shape;
-  Dtype dtype;  // of x, residual, dy and all outputs of their shape
+  int64_t group;  // Shape::outer of a group; the last group may have less
+  Dtype dtype;    // of x, dy, residual and all outputs of their shape
+  Input x, dy, residual;
+  Output y, dx, dresidual;
+  double *mean, *var;
+  double* count;  // (G,): values per channel of each group; null: the statistics are constants
+  double *sum_dy, *sum_dy_xhat;
   Affine affine;
   double eps;
   Activation activation;
   int threads;
   bool streams;  // outputs larger than the caches: written past them
+
+  int64_t groups() const { return (shape.outer + group - 1) / group; }
 };
 
-// Statistics and sums are float64, (C,).
 struct Kernels {
   const char* target;
-  void (*collect)(const Call&, Input x, double* mean, double* var);
-  void (*normalize)(const Call&, Input x, Input residual, const double* mean, const double* var, Output y);
-  void (*forward)(const Call&, Input x, Input residual, double* mean, double* var, Output y);
-  void (*reduce)(const Call&, Input dy, Input x, Input residual, const double* mean, const double* var, double* sum_dy,
-                 double* sum_dy_xhat);
-  void (*apply)(const Call&, Input dy, Input x, Input residual, const double* mean, const double* var,
-                const double* sum_dy, const double* sum_dy_xhat, double count, Output dx, Output dz);
-  void (*backward)(const Call&, Input dy, Input x, Input residual, const double* mean, const double* var,
-                   bool batch_statistics, double* sum_dy, double* sum_dy_xhat, Output dx, Output dz);
+  void (*collect)(const Call&);
+  void (*normalize)(const Call&);
+  void (*forward)(const Call&);
+  void (*reduce)(const Call&);
+  void (*apply)(const Call&);
+  void (*backward)(const Call&);
   // (C,) vectors of any dtype, from and to float64; rounded to nearest.
   void (*read)(const void* vector, Dtype dtype, int64_t channels, double* values);
   void (*write)(const double* values, int64_t channels, void* vector, Dtype dtype);

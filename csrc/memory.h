@@ -3,7 +3,7 @@
 // A fresh page costs more than writing it: the kernel clears it, a 4 KB page at a time. Blocks are therefore kept when
 // their tensor dies and given to the next one that fits. Blocks in use and kept together never exceed the most that was
 // in use at once lately, those made of large pages and the others each; blocks kept never exceed a limit
-// (docs/decisions/0007, 0012, 0013). Every function may be called from any thread, and from the child of a fork.
+// (docs/decisions/0007, 0012, 0014). Every function may be called from any thread, and from the child of a fork.
 #pragma once
 
 #include <cstddef>

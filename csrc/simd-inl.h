@@ -1,6 +1,13 @@
 // Vectors of one target: loads and stores of the four storage types, tails, reductions.
 // Compiled once per target, inside its namespace; nothing from the standard library may be instantiated here, or the
 // linker could hand one target's code to another.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {

@@ -1,25 +1,32 @@
-// The table of one target: picks the class for the layout, types and activation of a call. Included once per target, by
-// target_<name>.cpp, which defines BATCHNORM_TARGET (the namespace) and BATCHNORM_WIDTH (bytes of a vector).
-#include <math.h>
+// The table of one target: cuts a call into groups, and picks the class for its layout, types and activation. Included
+// once per target, by target_<name>.cpp, which defines BATCHNORM_TARGET (the namespace) and BATCHNORM_WIDTH (bytes of a
+// vector).
+#pragma once
+
 #include <omp.h>
-#include <stdlib.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "kernels.h"
-//
-#include "simd-inl.h"
-//
 #include "activations-inl.h"
 #include "common-inl.h"
-//
+#include "kernels.h"
 #include "planes-inl.h"
 #include "rows-inl.h"
 
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {
+
+template <class Function>
+void with_type(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return function(float{});
+    case Dtype::kFloat64:
+      return function(double{});
+    case Dtype::kBFloat16:
+      return function(BFloat16{});
+    case Dtype::kFloat16:
+      return function(Float16{});
+  }
+}
 
 template <class T, bool has_residual, Fused fused, class Function>
 void with_layout(const Call& call, const Function& function) {
@@ -39,60 +46,95 @@ void with_activation(const Call& call, const Function& function) {
   }
 }
 
-template <class T, class Function>
-void with_residual(const Call& call, Input residual, const Function& function) {
-  if (residual.data != nullptr) with_activation<T, true>(call, function);
-  else with_activation<T, false>(call, function);
+// Call function(layout) with the class that is compiled for this call.
+template <class Function>
+void with_formula(const Call& call, const Function& function) {
+  with_type(call.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (call.residual.data != nullptr) with_activation<T, true>(call, function);
+    else with_activation<T, false>(call, function);
+  });
 }
 
-template <class Function>
-void with_types(const Call& call, Input residual, const Function& function) {
-  switch (call.dtype) {
-    case Dtype::kFloat32:
-      return with_residual<float>(call, residual, function);
-    case Dtype::kFloat64:
-      return with_residual<double>(call, residual, function);
-    case Dtype::kBFloat16:
-      return with_residual<BFloat16>(call, residual, function);
-    case Dtype::kFloat16:
-      return with_residual<Float16>(call, residual, function);
+template <class Pointer>
+void shift(Pointer& p, int64_t by) {
+  if (p != nullptr) p += by;
+}
+
+template <class Tensor>
+void shift_tensor(Tensor& t, int64_t outer, Dtype dtype) {
+  const int64_t width = dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  auto* bytes = static_cast<const char*>(t.data);
+  shift(bytes, outer * t.outer_stride * width);
+  t.data = const_cast<char*>(bytes);
+}
+
+// The call of one group alone: a slice of the outer dimension, and its statistics and sums.
+Call group_of(const Call& call, int64_t g) {
+  const int64_t first = g * call.group, row = g * call.shape.channels;
+  Call one = call;
+  one.shape.outer = one.group = at_most(call.group, call.shape.outer - first);
+  shift_tensor(one.x, first, call.dtype);
+  shift_tensor(one.dy, first, call.dtype);
+  shift_tensor(one.residual, first, call.dtype);
+  shift_tensor(one.y, first, call.dtype);
+  shift_tensor(one.dx, first, call.dtype);
+  shift_tensor(one.dresidual, first, call.dtype);
+  shift(one.mean, row);
+  shift(one.var, row);
+  shift(one.sum_dy, row);
+  shift(one.sum_dy_xhat, row);
+  shift(one.count, g);
+  return one;
+}
+
+// Call body(call of a group) for every group. Several small ones, or as many as share out evenly, are taken each by one
+// thread, which finds in its second pass what the first has left in its cache; few large ones by all threads together.
+template <class Body>
+void for_each_group(const Call& call, const Body& body) {
+  const int64_t groups = call.groups(), threads = threads_for(call, groups);
+  if (groups == 1) return body(call);
+  const int64_t values = call.group * call.shape.channels * call.shape.inner;
+  if (threads > 1 && (groups % threads == 0 || groups >= 4 * threads || values < 4 * kSerial)) {
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    for (int64_t g = 0; g < groups; ++g) {
+      Call one = group_of(call, g);
+      one.threads = 1;
+      body(one);
+    }
+  } else {
+    for (int64_t g = 0; g < groups; ++g) body(group_of(call, g));
   }
 }
 
-void collect(const Call& call, Input x, double* mean, double* var) {
-  with_types(call, Input{nullptr, 0, 0}, [&](const auto& layout) { layout.collect(x, mean, var); });
-}
-
-void normalize(const Call& call, Input x, Input residual, const double* mean, const double* var, Output y) {
-  with_types(call, residual, [&](const auto& layout) { layout.normalize(x, residual, mean, var, y); });
-}
-
-void forward(const Call& call, Input x, Input residual, double* mean, double* var, Output y) {
-  with_types(call, residual, [&](const auto& layout) { layout.forward(x, residual, mean, var, y); });
-}
-
-void reduce(const Call& call, Input dy, Input x, Input residual, const double* mean, const double* var, double* sum_dy,
-            double* sum_dy_xhat) {
-  with_types(call, residual, [&](const auto& layout) {
-    layout.reduce(dy, x, residual, mean, var, sum_dy, sum_dy_xhat);
+void collect(const Call& call) {
+  for_each_group(call, [](const Call& group) {
+    with_type(group.dtype, [&](auto zero) {
+      if (group.shape.rows) RowWalk<decltype(zero)>(group).collect();
+      else PlaneWalk<decltype(zero)>(group).collect();
+    });
   });
 }
 
-void apply(const Call& call, Input dy, Input x, Input residual, const double* mean, const double* var,
-           const double* sum_dy, const double* sum_dy_xhat, double count, Output dx, Output dz) {
-  with_types(call, residual, [&](const auto& layout) {
-    layout.template apply<true>(dy, x, residual, mean, var, sum_dy, sum_dy_xhat, count, dx, dz);
-  });
+template <class Function>
+void run(const Call& call, const Function& function) {
+  for_each_group(call, [&](const Call& group) { with_formula(group, function); });
 }
 
-void backward(const Call& call, Input dy, Input x, Input residual, const double* mean, const double* var,
-              bool batch_statistics, double* sum_dy, double* sum_dy_xhat, Output dx, Output dz) {
-  with_types(call, residual, [&](const auto& layout) {
-    if (batch_statistics)
-      layout.template backward<true>(dy, x, residual, mean, var, sum_dy, sum_dy_xhat, dx, dz);
-    else
-      layout.template backward<false>(dy, x, residual, mean, var, sum_dy, sum_dy_xhat, dx, dz);
-  });
+void normalize(const Call& call) {
+  run(call, [](const auto& layout) { layout.normalize(); });
+}
+void forward(const Call& call) {
+  run(call, [](const auto& layout) { layout.forward(); });
+}
+void reduce(const Call& call) {
+  run(call, [](const auto& layout) { layout.reduce(); });
+}
+void apply(const Call& call) {
+  run(call, [](const auto& layout) { layout.apply(); });
+}
+void backward(const Call& call) {
+  run(call, [](const auto& layout) { layout.backward(); });
 }
 
 void read(const void* vector, Dtype dtype, int64_t channels, double* values) {

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import batchnorm
 import regimes
 from batchnorm.functional import batch_norm
 from batchnorm.kernels import native, use_backend
+from batchnorm.kernels.activations import ACTIVATIONS
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue
 from cases import Case, check
 
 pytestmark = pytest.mark.skipif(
@@ -90,7 +93,7 @@ def test_same_bits_for_any_number_of_threads(
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_same_bits_for_any_number_of_threads_in_every_mode(shape: tuple[int, ...], layout: str, training: bool) -> None:
-    former = torch.get_num_threads()
+    former, gelu = torch.get_num_threads(), Epilogue(activation="gelu")
     try:
         for dtype in (torch.float64, torch.float16):
             inputs = Case("normal", shape, layout, dtype).inputs()
@@ -98,10 +101,11 @@ def test_same_bits_for_any_number_of_threads_in_every_mode(shape: tuple[int, ...
             results = []
             for threads in (1, 2, 3, 5, 8):
                 torch.set_num_threads(threads)
-                y, *of_x = native.forward(x, None, None, None, 1e-5, "gelu")
-                halves = native.reduce(dy, x, None, *of_x, None, None, 1e-5, "gelu")
-                normalized = native.normalize(x, None, *of_x, None, None, 1e-5, "gelu")
-                dx, *_ = native.backward(dy, x, None, *of_x, None, None, 1e-5, "gelu", training)
+                reduction = WHOLE_BATCH if training else None
+                y, of_x = native.forward(x, WHOLE_BATCH, gelu, 1e-5)
+                halves = native.reduce(dy, x, of_x, reduction, gelu, 1e-5)
+                normalized = native.normalize(x, of_x, reduction, gelu, 1e-5)
+                dx, *_ = native.backward(dy, x, of_x, reduction, gelu, 1e-5)
                 results.append([y, *of_x, *halves, normalized, dx])
             assert not results[0][-1].isnan().any()
             for other in results[1:]:
@@ -133,7 +137,7 @@ def test_large_against_the_reference(shape: tuple[int, ...], layout: str) -> Non
 )
 def test_layouts_read_in_place(x: torch.Tensor) -> None:
     assert native._native.walkable(x)
-    y, *_ = native.forward(x, None, None, None, 1e-5, None)
+    y, _ = native.forward(x, WHOLE_BATCH, Epilogue(), 1e-5)
     assert y.stride() == torch.empty_like(x).stride()
 
 
@@ -161,8 +165,8 @@ def test_layouts_that_are_copied_once(x: torch.Tensor) -> None:
     ],
 )
 def test_outputs_lie_as_torch_lays_them_out(x: torch.Tensor) -> None:
-    y, *_ = native.forward(x, None, None, None, 1e-5, None)
-    dx, dz, *_ = native.backward(x, x, x, *native.collect(x), None, None, 1e-5, None, True)
+    y, statistics = native.forward(x, WHOLE_BATCH, Epilogue(), 1e-5)
+    dx, dz, *_ = native.backward(x, x, statistics, WHOLE_BATCH, Epilogue(residual=x), 1e-5)
     assert y.stride() == dx.stride() == dz.stride() == torch.empty_like(x).stride()
 
 
@@ -175,8 +179,8 @@ def test_parameters_of_a_subclass_are_read() -> None:
         pass
 
     x, weight = torch.randn(4, 3), torch.randn(3)
-    marked = native.forward(x, None, weight.as_subclass(Marked), None, 1e-5, None)
-    assert torch.equal(marked[0], native.forward(x, None, weight, None, 1e-5, None)[0])
+    marked = native.forward(x, WHOLE_BATCH, Epilogue(weight.as_subclass(Marked)), 1e-5)
+    assert torch.equal(marked[0], native.forward(x, WHOLE_BATCH, Epilogue(weight), 1e-5)[0])
 
 
 def test_recycled_memory_is_written_whole_and_never_shared_by_two_tensors() -> None:
@@ -225,3 +229,24 @@ def test_without_compiled_kernels_eager_runs_and_says_so(monkeypatch: pytest.Mon
     assert explanation.backend == "eager"
     assert explanation.passed_over == {"native": "this installation has no compiled kernels"}
     assert native.targets() == []
+
+
+def test_the_compiled_module_knows_the_activations_and_its_dtypes() -> None:
+    assert set(native._native.activations()) == set(ACTIVATIONS)
+    assert [getattr(torch, name).is_floating_point for name in native._native.dtypes()] == [True] * 4
+    x = torch.randn(4, 3)
+    together = "".join(["re", "lu"])  # a name that is not interned
+    assert torch.equal(
+        native.forward(x, WHOLE_BATCH, Epilogue(activation=together), 1e-5)[0],
+        native.forward(x, WHOLE_BATCH, Epilogue(activation="relu"), 1e-5)[0],
+    )
+    with pytest.raises(ValueError, match="unknown activation 'swish'"):
+        native.forward(x, WHOLE_BATCH, Epilogue(activation="swish"), 1e-5)
+
+
+def test_the_stub_is_what_nanobind_generates() -> None:
+    stubgen = pytest.importorskip("nanobind.stubgen")
+    generator = stubgen.StubGen(native._native)
+    generator.put(native._native)
+    path = Path(native.__file__).with_name("_native.pyi")
+    assert path.read_text() == generator.get(), "run make stub"

@@ -16,6 +16,7 @@ import regimes
 from batchnorm.functional import batch_norm
 from batchnorm.kernels import eager, native, use_backend
 from batchnorm.kernels.activations import ACTIVATIONS
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Statistics
 from batchnorm.reference import activations as reference
 from cases import Case, check
 
@@ -137,9 +138,14 @@ def test_no_values_at_all(target: str, shape: tuple[int, ...], layout: str, trai
     assert not torch.cat([g.flatten() for g in grads]).any()
     assert (mean == 2).all()
     assert (var == 2).all()
-    arguments = (dy, x, residual, mean.double(), var.double(), weight, bias, 1e-5, "relu6")
-    assert all(sums.shape == (shape[1],) and not sums.any() for sums in native.reduce(*arguments))
-    assert all(t.isnan().all() for t in native.collect(x))
+    statistics, epilogue = Statistics(mean.double(), var.double()), Epilogue(weight, bias, residual, "relu6")
+    for sums in native.reduce(dy, x, statistics, None, epilogue, 1e-5):
+        assert sums.shape == (1, shape[1])
+        assert not sums.any()
+    mean, var, count = native.collect(x, WHOLE_BATCH)
+    assert mean.isnan().all()
+    assert var.isnan().all()
+    assert count.tolist() == [[0]]
 
 
 #: Values of 2 bytes that nobody has written take no memory: the system shows one page of zeros for all of them.
@@ -161,13 +167,13 @@ def test_more_than_2_to_31_values(shape: tuple[int, ...]) -> None:
     mean = torch.zeros(channels, dtype=torch.float64)
     mean[-1] = 256 / count
     var = 256 * mean - mean.square()
-    collected = native.collect(x)
-    torch.testing.assert_close(collected.mean, mean, rtol=1e-6, atol=0)
-    torch.testing.assert_close(collected.var, var, rtol=1e-6, atol=0)
-    zero, one = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
-    sums = native.reduce(x, x, None, zero, one, None, None, 0.0, "relu")
-    assert sums.sum_dy.tolist() == [0.0] * (channels - 1) + [256.0]
-    assert sums.sum_dy_xhat.tolist() == [0.0] * (channels - 1) + [65536.0]
+    collected = native.collect(x, WHOLE_BATCH)
+    torch.testing.assert_close(collected.mean[0], mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(collected.var[0], var, rtol=1e-6, atol=0)
+    constants = Statistics(torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64))
+    sums = native.reduce(x, x, constants, None, Epilogue(activation="relu"), 0.0)
+    assert sums.sum_dy.tolist() == [[0.0] * (channels - 1) + [256.0]]
+    assert sums.sum_dy_xhat.tolist() == [[0.0] * (channels - 1) + [65536.0]]
 
 
 @pytest.mark.parametrize(("shape", "strides"), [((3, 2, 8), (2**30, 16, 1)), ((3, 5), (2**30, 1))])
@@ -176,19 +182,13 @@ def test_values_that_lie_further_apart_than_2_to_31(shape: tuple[int, ...], stri
     x.copy_(Case(shape=shape, dtype=torch.bfloat16).inputs()["x"])
     assert native._native.walkable(x)
     dense, dy = x.contiguous(), torch.randn(shape).bfloat16()
-    for one, other in zip(
-        (*native.forward(x, x, None, None, 1e-5, "silu"), *native.collect(x)),
-        (*native.forward(dense, dense, None, None, 1e-5, "silu"), *native.collect(dense)),
-        strict=True,
-    ):
-        assert torch.equal(one, other)
-    statistics = native.collect(dense)
-    for one, other in zip(
-        native.backward(dy, x, x, *statistics, None, None, 1e-5, "silu", True)[:2],
-        native.backward(dy, dense, dense, *statistics, None, None, 1e-5, "silu", True)[:2],
-        strict=True,
-    ):
-        assert torch.equal(one, other)
+    results = []
+    for values in (x, dense):
+        epilogue = Epilogue(residual=values, activation="silu")
+        y, statistics = native.forward(values, WHOLE_BATCH, epilogue, 1e-5)
+        dx, dresidual, *_ = native.backward(dy, values, statistics, WHOLE_BATCH, epilogue, 1e-5)
+        results.append((y, *statistics, *native.collect(values, WHOLE_BATCH), dx, dresidual))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 # Values.
@@ -225,9 +225,10 @@ def test_gradients_of_values_that_are_not_finite_are_eagers(target: str, layout:
         inputs[name][1, 17, 2, 3] = bad
         found = []
         for kernels in (native, eager):
-            y, *statistics = kernels.forward(inputs["x"], inputs["residual"], None, None, 1e-5, "relu")
-            tensors = (inputs["dy"], inputs["x"], inputs["residual"], *statistics)
-            found.append((y, *statistics, *kernels.backward(*tensors, None, None, 1e-5, "relu", True)[:2]))
+            after = (WHOLE_BATCH, Epilogue(residual=inputs["residual"], activation="relu"), 1e-5)
+            y, statistics = kernels.forward(inputs["x"], *after)
+            dx, dresidual, *_ = kernels.backward(inputs["dy"], inputs["x"], statistics, *after)
+            found.append((y, statistics.mean, statistics.var, dx, dresidual))
         for one, other in zip(*found, strict=True):
             assert torch.equal(one.isfinite(), other.isfinite())
         turned_off = name == "residual" and bad == -torch.inf

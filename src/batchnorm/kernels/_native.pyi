@@ -1,27 +1,78 @@
-# The compiled module (csrc/bindings.cpp); native.py is its only user. None: something must be copied first.
-from typing import Any
+"""
+Batch-normalization kernels for CPUs. Used by batchnorm.kernels.native, which checks every argument.
+"""
 
-from torch import Tensor
+import torch
 
-def targets() -> list[str]: ...
-def target() -> str: ...
-def set_target(name: str) -> None: ...
-def stream_from(size: int) -> int: ...
-def computes(x: Tensor) -> bool: ...
-def walkable(x: Tensor) -> bool: ...
-def walkable_like(tensor: Tensor, x: Tensor) -> bool: ...
-def fit(x: Tensor, residual: Tensor | None, vectors: tuple[Tensor | None, ...]) -> bool: ...
-def empty_like(x: Tensor) -> Tensor | None: ...
-def poison_new_tensors(on: bool) -> bool: ...
-def blocks() -> list[tuple[int, bool]]: ...
-def release_kept_blocks() -> int: ...
-def kept_limit() -> int: ...
-def limit_kept_blocks(limit: int) -> None: ...
-def average(running: Tensor, value: Tensor, factor: float, scale: float) -> bool: ...
-def collect(*arguments: Any) -> tuple[Tensor, Tensor] | None: ...
-def normalize(*arguments: Any) -> Tensor | None: ...
-def normalize_into(*arguments: Any) -> bool: ...
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor] | None: ...
-def reduce(*arguments: Any) -> tuple[Tensor, Tensor] | None: ...
-def apply(*arguments: Any) -> tuple[Tensor, Tensor | None] | None: ...
-def backward(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None: ...
+import batchnorm.kernels.interface
+
+
+def dtypes() -> list[str]:
+    """Return the dtypes of x, by name."""
+
+def activations() -> list[str]:
+    """Return the activations, by name."""
+
+def targets() -> list[str]:
+    """Return the targets that this processor runs, best first."""
+
+def target() -> str:
+    """Return the target that runs."""
+
+def set_target(name: str) -> None:
+    """Make one target run."""
+
+def stream_from(size: int) -> int:
+    """
+    Write outputs of so many bytes past the caches, and return the former limit.
+    """
+
+def poison_new_tensors(on: bool) -> bool:
+    """Fill new tensors with NaN, and return what held before."""
+
+def blocks() -> list[tuple[int, bool]]:
+    """
+    Return the bytes of each block of memory for outputs, and whether a tensor uses it.
+    """
+
+def release_kept_blocks() -> int:
+    """Give all kept memory back; return its bytes."""
+
+def kept_limit() -> int:
+    """Return the most bytes that are kept."""
+
+def limit_kept_blocks(limit: int) -> None:
+    """Keep at most so many bytes; with 0 torch allocates the outputs."""
+
+def computes(x: object) -> bool:
+    """Return whether this is a plain tensor that the kernels can read."""
+
+def walkable(x: torch.Tensor) -> bool:
+    """Return whether the kernels walk this tensor in place."""
+
+def walkable_like(tensor: torch.Tensor, x: torch.Tensor) -> bool:
+    """
+    Return whether the kernels walk a tensor of x's shape in place, as they walk x.
+    """
+
+def empty_like(x: torch.Tensor) -> torch.Tensor | None:
+    """Return a new tensor as a kernel makes it for its results."""
+
+def fit(x: torch.Tensor, residual: torch.Tensor | None, vectors: tuple[torch.Tensor | None, ...]) -> bool:
+    """Return whether plain tensors go together as functional.py demands."""
+
+def collect(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, threads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None: ...
+
+def normalize(x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> torch.Tensor | None: ...
+
+def normalize_into(out: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> bool: ...
+
+def forward(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None: ...
+
+def reduce(dy: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> tuple[torch.Tensor, torch.Tensor] | None: ...
+
+def apply(dy: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, sums: batchnorm.kernels.interface.Sums, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> tuple[torch.Tensor, torch.Tensor | None] | None: ...
+
+def backward(dy: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] | None: ...
+
+def update(running_mean: torch.Tensor, running_var: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, factor: float) -> bool: ...

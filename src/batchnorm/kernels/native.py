@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import eager
-from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, values_per_channel
+from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums
 
 try:
     from batchnorm.kernels import _native
@@ -24,27 +22,20 @@ except ImportError as error:  # built without a compiler (BATCHNORM_NATIVE=0), o
     _native = None  # type: ignore[assignment]  # asked about in `refusal`
     _missing = f"this installation has no compiled kernels ({error})"
 
-_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
-# The order of the enumeration in csrc/kernels.h.
-_NAMES = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "sigmoid", "tanh")
-_ACTIVATIONS = {name: i for i, name in enumerate(_NAMES)}
-assert set(ACTIVATIONS) == set(_ACTIVATIONS) - {None}
-
-
 _threads = torch.get_num_threads
 
 
 def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:
     """Return why these kernels cannot compute the call, or None when they can."""
-    if not (reduction is None or reduction.whole) or not (epilogue is None or epilogue.mask is None):
-        return "it computes neither groups nor masks"
+    if any(value is not None and value.mask is not None for value in (reduction, epilogue)):
+        return "it computes no masks"
     if _native is not None and _native.computes(x):
         return None
     if x.device.type != "cpu":
         return f"it computes on CPUs; the tensor is on {x.device}"
     if _native is None:
         return _missing
-    if x.dtype not in _DTYPES:
+    if str(x.dtype).removeprefix("torch.") not in _native.dtypes():
         return f"it has no kernel for {x.dtype}"
     if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
         return f"it needs the memory of a plain tensor; this is a {type(x).__name__}"
@@ -59,6 +50,13 @@ def targets() -> list[str]:
 def target() -> str:
     """Return the target that runs: the best, or the one that ``BATCHNORM_TARGET`` or `set_target` names."""
     return str(_native.target())
+
+
+def copied(x: Tensor) -> str | None:
+    """Return why ``x`` is copied before it is computed, or None when it is read in place."""
+    if x.numel() == 0 or _native.walkable(x):
+        return None
+    return "it consists neither of contiguous planes nor of contiguous rows (channels_last)"
 
 
 def set_target(name: str) -> None:
@@ -86,19 +84,31 @@ if _native is not None and os.environ.get("BATCHNORM_TARGET"):
     set_target(os.environ["BATCHNORM_TARGET"])
 
 
-def _on_copies(kernel: Callable[..., Any], x: Tensor, arguments: tuple[Any, ...]) -> Any:
+def _on_copies(kernel: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
     """Call a kernel with copies of what it cannot walk, and lay out what it returns like ``x``."""
     plain = _plain(x)
     walked = plain if _native.walkable(plain) else plain.contiguous()
 
-    def stand_in(argument: Any) -> Any:
-        if argument is x:
+    def like_x(tensor: Tensor) -> Tensor:
+        if tensor is x:
             return walked
-        if not isinstance(argument, Tensor):
-            return argument
-        if argument.shape != x.shape:
-            return _plain(argument).contiguous()
-        return argument if _native.walkable_like(argument, walked) else torch.empty_like(walked).copy_(argument)
+        return tensor if _native.walkable_like(tensor, walked) else torch.empty_like(walked).copy_(tensor)
+
+    def contiguous(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else _plain(tensor).contiguous()
+
+    def stand_in(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return like_x(argument)
+        if isinstance(argument, Statistics | Sums):
+            return type(argument)(*map(contiguous, argument))  # type: ignore[arg-type]  # None only where it was
+        if isinstance(argument, Reduction):
+            return argument._replace(mask=contiguous(argument.mask))
+        if isinstance(argument, Epilogue):
+            residual = None if argument.residual is None else like_x(argument.residual)
+            weight, bias, mask = map(contiguous, (argument.weight, argument.bias, argument.mask))
+            return Epilogue(weight, bias, residual, argument.activation, mask)
+        return argument
 
     def laid_out(result: Any) -> Any:
         return torch.empty_like(x).copy_(result) if isinstance(result, Tensor) and result.shape == x.shape else result
@@ -115,83 +125,64 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(Tensor).resolve_neg()
 
 
-def _empty(x: Tensor, groups: int, value: float) -> tuple[Tensor, Tensor]:
+def _filled(x: Tensor, reduction: Reduction | None, value: float) -> tuple[Tensor, Tensor]:
     """Return two (G, C) tensors for an input without values."""
+    groups = 1 if reduction is None else reduction.groups(x.shape[0])
     first = torch.full((groups, x.shape[1]), value, dtype=torch.float64)
     return first, first.clone()
 
 
-def _counted(x: Tensor, mean: Tensor, var: Tensor) -> Statistics:
-    count = torch.full((1, 1), values_per_channel(x), dtype=torch.float64)
-    return Statistics(mean.view(1, -1), var.view(1, -1), count)
+def _no_statistics(x: Tensor, reduction: Reduction) -> Statistics:
+    mean, var = _filled(x, reduction, torch.nan)
+    return Statistics(mean, var, torch.zeros(mean.shape[0], 1, dtype=torch.float64))
 
 
-def _of_channels(statistics: Statistics) -> tuple[Tensor, Tensor]:
-    return statistics.mean.view(-1), statistics.var.view(-1)
-
-
-def _after(epilogue: Epilogue, eps: float) -> tuple[Any, ...]:
-    return epilogue.weight, epilogue.bias, eps, _ACTIVATIONS[epilogue.activation]
-
-
-def collect(x: Tensor, reduction: Reduction) -> Statistics:  # noqa: ARG001  # the whole batch, by `refusal`
+def collect(x: Tensor, reduction: Reduction) -> Statistics:
     """Return the statistics of ``x``."""
     if x.numel() == 0:
-        return _counted(x, *_empty(x, 1, torch.nan))
-    arguments = (x, _threads())
-    return _counted(x, *(_native.collect(*arguments) or _on_copies(_native.collect, x, arguments)))
+        return _no_statistics(x, reduction)
+    arguments = (x, reduction, _threads())
+    return Statistics(*(_native.collect(*arguments) or _on_copies(_native.collect, x, *arguments)))
 
 
 def normalize(
     x: Tensor,
     statistics: Statistics,
-    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
+    reduction: Reduction | None,
     epilogue: Epilogue,
     eps: float,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return ``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in ``out`` if given."""
-    arguments = (x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps), _threads())
+    arguments = (x, statistics, reduction, epilogue, eps, _threads())
     if out is not None and _native.normalize_into(out, *arguments):
         torch.autograd.graph.increment_version(out)  # a graph that has saved `out` must know
         return out
     y: Tensor | None = _native.normalize(*arguments)
     if y is None:
-        y = torch.empty_like(x) if x.numel() == 0 else _on_copies(_native.normalize, x, arguments)
+        y = torch.empty_like(x) if x.numel() == 0 else _on_copies(_native.normalize, x, *arguments)
     return y if out is None else out.copy_(y)
 
 
-def forward(
-    x: Tensor,
-    reduction: Reduction,  # noqa: ARG001  # the whole batch, by `refusal`
-    epilogue: Epilogue,
-    eps: float,
-) -> tuple[Tensor, Statistics]:
+def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float) -> tuple[Tensor, Statistics]:
     """Return the result of `normalize` with the statistics of ``x``, and these."""
-    arguments = (x, epilogue.residual, *_after(epilogue, eps), _threads())
-    done: tuple[Tensor, Tensor, Tensor] | None = _native.forward(*arguments)
+    arguments = (x, reduction, epilogue, eps, _threads())
+    done = _native.forward(*arguments)
     if done is None:
         if x.numel() == 0:
-            return torch.empty_like(x), _counted(x, *_empty(x, 1, torch.nan))
-        done = _on_copies(_native.forward, x, arguments)
-    y, mean, var = done
-    return y, _counted(x, mean, var)
+            return torch.empty_like(x), _no_statistics(x, reduction)
+        done = _on_copies(_native.forward, x, *arguments)
+    return done[0], Statistics(*done[1])
 
 
 def reduce(
-    dy: Tensor,
-    x: Tensor,
-    statistics: Statistics,
-    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
-    epilogue: Epilogue,
-    eps: float,
+    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Sums:
     """Return the two sums of the backward pass."""
     if x.numel() == 0:
-        return Sums(*_empty(x, 1, 0.0))
-    arguments = (dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps), _threads())
-    sums = _native.reduce(*arguments) or _on_copies(_native.reduce, x, arguments)
-    return Sums(*(t.view(1, -1) for t in sums))
+        return Sums(*_filled(x, reduction, 0.0))
+    arguments = (dy, x, statistics, reduction, epilogue, eps, _threads())
+    return Sums(*(_native.reduce(*arguments) or _on_copies(_native.reduce, x, *arguments)))
 
 
 def apply(
@@ -199,19 +190,15 @@ def apply(
     x: Tensor,
     statistics: Statistics,
     sums: Sums,
-    reduction: Reduction | None,  # noqa: ARG001  # one group, by `refusal`
+    reduction: Reduction | None,
     epilogue: Epilogue,
     eps: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Return dx and dresidual (None without a residual), given the sums over all values that share statistics."""
     if x.numel() == 0:
         return torch.empty_like(x), None if epilogue.residual is None else torch.empty_like(x)
-    assert statistics.count is not None
-    arguments = (
-        *(dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps)),
-        *(sums.sum_dy.view(-1), sums.sum_dy_xhat.view(-1), float(statistics.count), _threads()),
-    )
-    done: tuple[Tensor, Tensor | None] = _native.apply(*arguments) or _on_copies(_native.apply, x, arguments)
+    arguments = (dy, x, statistics, sums, reduction, epilogue, eps, _threads())
+    done: tuple[Tensor, Tensor | None] = _native.apply(*arguments) or _on_copies(_native.apply, x, *arguments)
     return done
 
 
@@ -219,31 +206,26 @@ def backward(
     dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Gradients:
     """Return the gradients of all inputs."""
-    arguments = (
-        *(dy, x, epilogue.residual, *_of_channels(statistics), *_after(epilogue, eps)),
-        *(reduction is not None, _threads()),
-    )
-    done: tuple[Any, ...] | None = _native.backward(*arguments)
+    arguments = (dy, x, statistics, reduction, epilogue, eps, _threads())
+    done = _native.backward(*arguments)
     if done is None:
         if x.numel() == 0:
-            others = (
-                None if t is None else torch.zeros_like(t) for t in (epilogue.residual, epilogue.weight, epilogue.bias)
-            )
-            return Gradients(torch.zeros_like(x), *others)
-        done = _on_copies(_native.backward, x, arguments)
+            inputs = (x, epilogue.residual, epilogue.weight, epilogue.bias)
+            return Gradients(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]  # x
+        done = _on_copies(_native.backward, x, *arguments)
     return Gradients(*done)
 
 
 def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
     """Move running statistics towards those of each group in turn, in place, rounding once per group."""
-    assert statistics.count is not None
-    for mean, var, of_group in zip(*statistics, strict=True):
-        count = float(of_group)
-        if count < 2:
-            continue
-        for running, value, scale in ((running_mean, mean, 1.0), (running_var, var, count / (count - 1))):
-            if not _native.average(running, value, float(factor), scale):
-                running.copy_(torch.lerp(running.to(value.dtype), value * scale, factor))
+    if _native.update(running_mean, running_var, statistics, float(factor)):
+        return
+    mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
+    copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
+    done = _native.update(mean, var, copies, float(factor))
+    assert done
+    running_mean.detach().copy_(mean)
+    running_var.detach().copy_(var)
 
 
 def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
