@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from batchnorm.lab.bench.resnet import BasicBlock, ResNet
 from batchnorm.lab.data import Augmentation, InMemory, Loader, load
+from batchnorm.lab.models import Normalization, build
 
 REPEATS = 5
 CHANGES = {
@@ -36,16 +36,9 @@ CHANGES = {
 FOLDER = Augmentation(resized_crop=0.08, flip=True, cutout=112, mixup=0.2)
 
 
-def resnet20() -> nn.Module:
-    """He et al. 2016, section 4.2, with a convolution in the shortcut where the width changes."""
-    widths = [(16, 16), (16, 32), (32, 64)]
-    blocks = [
-        BasicBlock(before if k == 0 else width, width, 2 if k == 0 and before != width else 1)
-        for before, width in widths
-        for k in range(3)
-    ]
-    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+def network(name: str, image: int, classes: int) -> nn.Module:
+    """Build one of the lab's networks with torch's normalization."""
+    return build(name, Normalization("torch"), input_shape=(3, image, image), classes=classes)
 
 
 def rates(repeat: Callable[[], int]) -> list[float]:
@@ -122,12 +115,16 @@ def main() -> None:
             large = Loader(train, 32, seed=0, classes=2, augmentation=FOLDER)
             for name, loader in small:
                 row(f"32x32 in memory, {name}", threads, drawing(loader, 100))
-            row("a step of ResNet-20, 32x32", threads, training(resnet20(), torch.randn(128, 3, 32, 32), 10))
+            row(
+                "a step of ResNet-20, 32x32",
+                threads,
+                training(network("resnet20", 32, 10), torch.randn(128, 3, 32, 32), 10),
+            )
             row("224x224 of a folder, random resized crop, flip, Cutout, Mixup", threads, drawing(large, 6))
             row(
                 "a step of ResNet-18, 224x224",
                 threads,
-                training(ResNet("resnet18"), torch.randn(16, 3, 224, 224), 1000),
+                training(network("resnet18", 224, 1000), torch.randn(16, 3, 224, 224), 1000),
             )
     os.sched_setaffinity(0, cores)
 

@@ -424,11 +424,11 @@ NB_MODULE(_native, m) {
         "Write outputs of so many bytes past the caches, and return the former limit.");
   m.def("poison_new_tensors", batchnorm::poison_new_tensors, nb::arg("on"),
         "Fill new tensors with NaN, and return what held before.");
-  m.def("blocks", batchnorm::blocks, "Return the bytes of each block of memory for outputs, and whether a tensor uses it.");
-  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give all kept memory back; return its bytes.");
-  m.def("kept_limit", batchnorm::kept_limit, "Return the most bytes that are kept.");
+  m.def("blocks", batchnorm::blocks, "Return the bytes of every block of memory for outputs, and whether a tensor uses it.");
+  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give back all kept memory, and return its bytes.");
+  m.def("kept_limit", batchnorm::kept_limit, "Return how many bytes are kept at most.");
   m.def("limit_kept_blocks", batchnorm::limit_kept_blocks, nb::arg("limit"),
-        "Keep at most so many bytes; with 0 torch allocates the outputs.");
+        "Keep at most so many bytes; with 0 torch allocates.");
   m.def("computes", computes, nb::sig("def computes(x: object) -> bool"), nb::arg(),
         "Return whether this is a plain tensor that the kernels can read.");
   m.def("walkable", walkable, nb::sig("def walkable(x: torch.Tensor) -> bool"), nb::arg(),

@@ -44,10 +44,9 @@ REPORT_ORDER = [
 ]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
-    {"cases", "goals", "machine"},
-    {"arms", "resnet", "table"},
+    {"machine", "table"},
+    {"arms"},
     {"gate"},
-    {"steps"},
     {"worker"},
     {"run"},
 ]
@@ -63,7 +62,7 @@ TRAINING_ORDER = [
 DATA_ORDER = [
     {"augmentation", "dataset", "split", "verified"},
     {"parts", "picture"},
-    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"arrays", "cifar", "digits", "folder", "idx", "points"},
     {"loader", "registry"},
 ]
 MODELS_ORDER = [
@@ -92,7 +91,7 @@ INNER_ORDERS = {
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
 NO_TORCH_IN_EXPERIMENTS = {"compare", "plan", "progress", "takes"}
-NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),

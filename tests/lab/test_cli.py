@@ -64,6 +64,18 @@ def test_version_and_help(tmp_path):
     assert "Exit codes: 0 done; 1" in done.stdout
 
 
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["models"], ["--version"]])
+def test_a_reader_that_leaves_early_is_no_traceback(command):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchnorm", *command], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False,
+            timeout=120, env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_and_parsing_load_neither_torch_nor_matplotlib():
     code = (
         "import sys; from batchnorm.lab import cli; cli.main(['compare', '--help']); "

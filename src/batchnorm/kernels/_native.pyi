@@ -32,17 +32,17 @@ def poison_new_tensors(on: bool) -> bool:
 
 def blocks() -> list[tuple[int, bool]]:
     """
-    Return the bytes of each block of memory for outputs, and whether a tensor uses it.
+    Return the bytes of every block of memory for outputs, and whether a tensor uses it.
     """
 
 def release_kept_blocks() -> int:
-    """Give all kept memory back; return its bytes."""
+    """Give back all kept memory, and return its bytes."""
 
 def kept_limit() -> int:
-    """Return the most bytes that are kept."""
+    """Return how many bytes are kept at most."""
 
 def limit_kept_blocks(limit: int) -> None:
-    """Keep at most so many bytes; with 0 torch allocates the outputs."""
+    """Keep at most so many bytes; with 0 torch allocates."""
 
 def computes(x: object) -> bool:
     """Return whether this is a plain tensor that the kernels can read."""

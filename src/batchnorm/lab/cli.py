@@ -5,6 +5,7 @@ What is slow to import (torch, matplotlib) is imported by the command that needs
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 import batchnorm
-from batchnorm.lab.bench.config import BenchConfig, PageConfig
+from batchnorm.lab.bench.config import BenchConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
 from batchnorm.lab.compare_command import run as run_compare
 from batchnorm.lab.errors import LabError
@@ -24,7 +25,7 @@ from batchnorm.lab.train_command import TrainCommand, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
 
-DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
 BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
 
@@ -69,9 +70,7 @@ class ModelsConfig:
     """List the networks and the normalizations that train knows by name."""
 
 
-Config = (
-    ModelsConfig | CompareCommand | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
-)
+Config = ModelsConfig | CompareCommand | TrainCommand | ReportConfig | CheckConfig | BenchConfig | ClaimsConfig
 Command = (
     Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -79,7 +78,6 @@ Command = (
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[CheckConfig, tyro.conf.subcommand("check")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-    | Annotated[PageConfig, tyro.conf.subcommand("bench-page")]
     | Annotated[ClaimsConfig, tyro.conf.subcommand("claims")]
 )
 
@@ -96,9 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0 done; 1 a check found a mistake, a benchmark a wrong answer, or a claim does not hold
-        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted.
+        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is gone.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as head has read enough; at exit Python flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         _say(f"batchnorm {batchnorm.__version__}")
         return DONE
@@ -117,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _check(command)
             case BenchConfig():
                 return _bench(command)
-            case PageConfig():
-                return _bench_page(command)
             case ClaimsConfig():
                 return _claims(command)
             case _:
@@ -153,7 +158,7 @@ def _report(config: ReportConfig) -> int:
 
 
 def _bench(config: BenchConfig) -> int:
-    from batchnorm.lab.bench.run import RedGate, bench
+    from batchnorm.lab.bench.run import RedGate, bench, operations
     from batchnorm.lab.bench.table import print_tables
     from batchnorm.lab.terminal import console
 
@@ -161,7 +166,8 @@ def _bench(config: BenchConfig) -> int:
     if not out.is_terminal:
         out.width = BENCH_PIPE_WIDTH
     try:
-        run = bench(config, out)
+        config = config.resolved()
+        run = bench(config, operations(config), out)
     except RedGate as red:
         sys.stderr.write(f"batchnorm: a wrong answer, so no numbers: {red}\n")
         return WRONG
@@ -179,19 +185,6 @@ def _models() -> int:
 
     _say(describe())
     _say(f"--norm: {', '.join(f'{name} ({kind.words})' for name, kind in NORMS.items())}.")
-    return DONE
-
-
-def _bench_page(config: PageConfig) -> int:
-    from batchnorm.lab.bench import rows, table
-    from batchnorm.lab.files import write_text
-
-    measured = rows.latest([row for path in config.results for row in rows.read(path)])
-    page = table.page(measured, (path.as_posix() for path in config.results))
-    if config.out is None:
-        sys.stdout.write(page)
-    else:
-        write_text(config.out, page)
     return DONE
 
 

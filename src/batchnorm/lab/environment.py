@@ -5,6 +5,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,42 @@ def environment(threads: int | None = None) -> dict[str, object]:
         "threads": threads or torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+class Memory(NamedTuple):
+    """Bytes of memory that this process may use: all, and those that are available now; None where unknown."""
+
+    total: int | None
+    available: int | None
+
+
+def memory(root: Path = Path("/")) -> Memory:
+    """Read the memory of the machine, or of the container that limits it, under ``root``."""
+    found = {"MemTotal": None, "MemAvailable": None, **_numbers(root / "proc/meminfo")}
+    total, available = (None if kib is None else 1024 * kib for kib in (found["MemTotal"], found["MemAvailable"]))
+    for limit_file, used_file, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        group = root / "sys/fs/cgroup" / limit_file
+        try:
+            limit, used = int(group.read_text()), int((root / "sys/fs/cgroup" / used_file).read_text())
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+        # Files that the system keeps in memory are given up when it is needed.
+        used -= _numbers(group.with_name("memory.stat")).get(cache, 0)
+        total = min(filter(None, (total, limit)))
+        available = max(0, min(a for a in (available, limit - used) if a is not None))
+    return Memory(total, available)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Read a file of lines such as ``MemTotal: 1 kB`` or ``cache 1``; empty where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for line in lines if len(words := line.split()) > 1}
 
 
 def _processor() -> str:

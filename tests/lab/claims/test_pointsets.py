@@ -39,13 +39,15 @@ def test_both_names_orientations_and_formats(tmp_path, names, turned, suffix):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"yval": None}, "holds X, Xval, y; give a .npz or .mat file with X, y, Xval, yval or Xtrain"),
-        ({"y": np.ones(211)}, "y must hold two classes"),
-        ({"yval": np.full(200, 7.0)}, "yval no others, but they hold 0 1 and 7"),
-        ({"y": np.zeros(3)}, "y must have one class per point, 211, but has 3"),
-        ({"X": np.ones((211, 3))}, "X must have shape"),
+        ({"yval": None}, "must hold yval as well as Xval; got X, Xval, y"),
+        ({"Xval": None, "yval": None}, "and none to test on; give X, y, Xval, yval or Xtrain, ytrain"),
+        ({"y": np.ones(211)}, "y must hold at least two classes"),
+        ({"y": np.arange(211) % 3, "yval": np.arange(200) % 3}, "must hold two classes, and points to test on; got 3"),
+        ({"yval": np.full(200, 7.0)}, "yval must hold the classes of y, 0 1, and no others; got 7"),
+        ({"y": np.zeros(3)}, "y must have one class per example of X, 211; got 3"),
+        ({"X": np.ones((211, 3))}, "X must hold finite numbers of shape (N, 2) or (2, N)"),
         ({"X": np.full((211, 2), np.nan)}, "X must hold finite numbers"),
-        ({"X": np.array(["a"])}, "X must hold finite numbers"),
+        ({"X": np.array(["a"])}, "X must hold numbers"),
     ],
 )
 def test_wrong_content_is_one_line(tmp_path, change, message):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own way
 
 import batchnorm
-from batchnorm.lab.bench.cases import Case
+from batchnorm.lab.bench.config import Case
 from batchnorm.lab.bench.measure import Arm
 
 TORCH_LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -59,17 +59,7 @@ class Inputs:
 def draw(case: Case, seed: int = 0) -> Inputs:
     """Draw the tensors of a case: values around 1 with deviation 2, and a random upstream gradient.
 
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    seed : int, default=0
-        Of the values.
-
-    Returns
-    -------
-    Inputs
-        ``x`` and ``residual`` ask for gradients where the case has a backward.
+    ``x`` and ``residual`` require gradients where the case has a backward.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, case.dtype)
@@ -89,17 +79,7 @@ def draw(case: Case, seed: int = 0) -> Inputs:
 def contenders(case: Case, *, compiled: bool = False) -> dict[str, Contender]:
     """Make the layers to compare, with equal parameters.
 
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    compiled : bool, default=False
-        Whether torch.compile is one of them.
-
-    Returns
-    -------
-    dict of str to Contender
-        torch; torch_inplace where the operation has something to do in place; compile; batchnorm.
+    By name: torch; torch_inplace where the operation has something to do in place; compile if asked for; batchnorm.
     """
     rank, channels = len(case.shape), case.shape[1]
 
@@ -121,22 +101,7 @@ def contenders(case: Case, *, compiled: bool = False) -> dict[str, Contender]:
 
 
 def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[str, Arm]:
-    """Turn the contenders into arms that can be timed, and add the floor.
-
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    contenders : dict of str to Contender
-        What is compared.
-    inputs : Inputs
-        What they work on.
-
-    Returns
-    -------
-    dict of str to Arm
-        The contenders' arms, and copy: the time to copy x into memory that is already there.
-    """
+    """Turn the contenders into arms that can be timed, and add the floor, copy: x into memory that is already there."""
     arms = {}
     for name, contender in contenders.items():
         call = _training(contender, inputs) if case.training else _inference(contender, inputs)
@@ -151,18 +116,7 @@ def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[
 
 
 def explanation(x: Tensor) -> tuple[str, str]:
-    """Say what runs the arm batchnorm.
-
-    Parameters
-    ----------
-    x : Tensor
-        Input of the layer.
-
-    Returns
-    -------
-    backend, target : str
-        The first as `batchnorm.explain` has it; the second is empty where the backend has only one.
-    """
+    """Return backend and target of the arm batchnorm for input ``x``; the target is empty where there is only one."""
     backend = batchnorm.explain(x).backend
     kernels = importlib.import_module(f"batchnorm.kernels.{backend}")
     return backend, kernels.target() if hasattr(kernels, "target") else ""

@@ -1,20 +1,15 @@
 """Two classes in the plane: generated, or from a file of one's own."""
 
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.lab.data import arrays
 from batchnorm.lab.errors import DataError
-from batchnorm.lab.files import reason_of
 
 TRAIN, TEST = 211, 200
-#: Names of training points, their classes, test points, their classes; the first set that a file has counts.
-STYLES = (("Xtrain", "ytrain", "Xtest", "ytest"), ("X", "y", "Xval", "yval"))
-_OFFER = "give a .npz or .mat file with X, y, Xval, yval or Xtrain, ytrain, Xtest, ytest"
 
 Array = NDArray[np.float64]
 
@@ -54,8 +49,7 @@ def load(path: Path) -> Points:
     Parameters
     ----------
     path : Path
-        .npz or .mat (up to version 7.2), with either set of names. Points are (N, 2) or (2, N); classes are any two
-        numbers, in any shape.
+        As for `batchnorm.lab.data.arrays.read`, with points of two coordinates in two classes, and some to test on.
 
     Returns
     -------
@@ -67,60 +61,17 @@ def load(path: Path) -> Points:
     DataError
         A file that is missing, damaged, or holds something else.
     """
-    arrays = _arrays(path)
-    names = next((names for names in STYLES if set(names) <= set(arrays)), None)
-    if names is None:
-        found = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"{path} holds {found}; {_OFFER}")
-    x, x_test = (_points(path, name, arrays[name]) for name in names[::2])
-    y, y_test = (_numbers(path, name, arrays[name]).reshape(-1) for name in names[1::2])
-    for points, name, classes in ((x, names[1], y), (x_test, names[3], y_test)):
-        if len(points) != len(classes):
-            raise DataError(f"{path}: {name} must have one class per point, {len(points)}, but has {len(classes)}")
-    values = np.unique(y)
-    if len(values) != 2 or not set(np.unique(y_test)) <= set(values):
+    found = arrays.read(path)
+    if len(found.labels) != 2 or found.test is None:
         raise DataError(
-            f"{path}: {names[1]} must hold two classes and {names[3]} no others, but they hold {_few(values)} and "
-            f"{_few(np.unique(y_test))}"
+            f"{path} must hold two classes, and points to test on; got {len(found.labels)} classes"
+            f"{'' if found.test else ' and none to test on'}; give X, y, Xval, yval or Xtrain, ytrain, Xtest, ytest"
         )
-    return Points(x, (y == values[1]).astype(np.float64), x_test, (y_test == values[1]).astype(np.float64))
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    if path.suffix not in (".npz", ".mat"):
-        raise DataError(f"{path} is neither .npz nor .mat; {_OFFER}")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        from scipy.io import loadmat  # type: ignore[import-untyped]  # comes with scikit-learn
-        from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
-
-        try:
-            return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-        except MatReadError as error:
-            raise ValueError(path) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason_of(error)}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, zipfile.BadZipFile,
-            zlib.error) as error:  # fmt: skip
-        raise DataError(f"cannot read {path}: it is damaged, or not what its name says; {_OFFER}") from error
-
-
-def _numbers(path: Path, name: str, value: Any) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or array.size == 0 or not np.all(np.isfinite(array)):
-        raise DataError(f"{path}: {name} must hold finite numbers, but is {array.dtype} of shape {array.shape}")
-    return array.astype(np.float64)
-
-
-def _points(path: Path, name: str, value: Any) -> Array:
-    array = _numbers(path, name, value)
-    if array.ndim != 2 or 2 not in array.shape:
-        raise DataError(f"{path}: {name} must have shape (N, 2) or (2, N), but has shape {array.shape}")
-    return array if array.shape[1] == 2 else array.T
-
-
-def _few(values: Array) -> str:
-    shown = " ".join(f"{value:g}" for value in values[:4])
-    return f"{shown} ..." if len(values) > 4 else shown
+    for raw in (found.train, found.test):
+        if raw.x.ndim != 2 or raw.x.shape[1] != 2 or not np.isfinite(raw.x).all():
+            raise DataError(
+                f"{path}: {raw.x_name} must hold finite numbers of shape (N, 2) or (2, N), with one class for each of "
+                f"the N; got shape {raw.x.shape}"
+            )
+    (x, y, *_), (x_test, y_test, *_) = found.train, found.test
+    return Points(*(values.astype(np.float64) for values in (x, y, x_test, y_test)))

@@ -35,7 +35,7 @@ class TrainConfig:
 
     data: str = "digits"
     """Data to train on: digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, a 2-D set, a folder of images
-    or an .npz file."""
+    or an .npz or .mat file."""
 
     data_dir: Path | None = None
     """Folder of the data files, in torchvision's layout. None: the environment variable BATCHNORM_DATA, else the user's

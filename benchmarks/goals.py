@@ -1,13 +1,16 @@
 """The numbers to reach, and whether a row reaches them.
 
-They were set before there was anything to measure, and are not lowered here when something falls short: the table says
+They were set before there was anything to measure, and are not lowered here when a result falls short: the table says
 so instead.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from batchnorm.lab.bench.rows import OperationRow, Row, StepRow
+from batchnorm.lab.bench.rows import OperationRow, Row
+from step_rows import StepRow
 
 LARGE = 8e6  # bytes of x
 #: Training and evaluation against torch, default allocation, by operation: (over 8 MB, elsewhere).
@@ -25,17 +28,7 @@ REMOVED = {"default": 1 / 2, "tuned": 1 / 3}
 
 @dataclass(frozen=True)
 class Goal:
-    """One number to reach, and what was measured.
-
-    Attributes
-    ----------
-    name : str
-        What is asked, for the summary.
-    asked, measured : float
-        In the unit of ``name``.
-    met : bool
-        Whether it is reached.
-    """
+    """One number to reach, and what was measured, in the unit of ``name``."""
 
     name: str
     asked: float
@@ -44,18 +37,7 @@ class Goal:
 
 
 def speed(row: OperationRow) -> Goal:
-    """Judge the ratio to torch.
-
-    Parameters
-    ----------
-    row : OperationRow
-        Of the arm batchnorm.
-
-    Returns
-    -------
-    Goal
-        Met by the median.
-    """
+    """Judge the median ratio to torch, of a row of the arm batchnorm."""
     large = row.bytes > LARGE
     goals = DEFAULT if row.allocation == "default" else TUNED
     pair = goals.get(row.op, NEVER_SLOWER)
@@ -66,18 +48,7 @@ def speed(row: OperationRow) -> Goal:
 
 
 def floor(row: OperationRow) -> Goal | None:
-    """Judge the ratio to a copy.
-
-    Parameters
-    ----------
-    row : OperationRow
-        Of the arm batchnorm.
-
-    Returns
-    -------
-    Goal or None
-        None where nothing is asked: the working set fits the last-level cache, or that is not known.
-    """
+    """Judge the ratio to a copy; None where the working set fits the last-level cache, or that is not known."""
     beyond = 0 < row.l3 < TENSORS_OF_A_STEP * row.bytes
     if row.op not in FLOOR_OPS or not beyond:
         return None
@@ -86,18 +57,10 @@ def floor(row: OperationRow) -> Goal | None:
 
 
 def narrow(rows: Sequence[OperationRow]) -> list[Goal]:
-    """Judge bfloat16: no worse in ratio than float32.
+    """Judge bfloat16: no worse in ratio than float32; one goal for each pair of rows that differ in dtype only.
 
-    Parameters
-    ----------
-    rows : sequence of OperationRow
-        Of the arm batchnorm.
-
-    Returns
-    -------
-    list of Goal
-        One for each pair of rows that differ in dtype only. Met when bfloat16's 80th percentile reaches float32's
-        median: of two equal ratios, one median is always below the other.
+    Met when bfloat16's 80th percentile reaches float32's median: of two equal ratios, one median is always below the
+    other.
     """
     wide: Mapping[tuple[str, ...], OperationRow] = {row.case[:-1]: row for row in rows if row.dtype == "float32"}
     goals = []
@@ -109,19 +72,8 @@ def narrow(rows: Sequence[OperationRow]) -> list[Goal]:
     return goals
 
 
-def steps(rows: Iterable[StepRow]) -> list[Goal]:
-    """Judge training steps: the share removed, and the memory.
-
-    Parameters
-    ----------
-    rows : iterable of StepRow
-        All arms.
-
-    Returns
-    -------
-    list of Goal
-        Two for each case.
-    """
+def training(rows: Iterable[StepRow]) -> list[Goal]:
+    """Judge training steps: the share removed, and the memory."""
     goals = []
     of: dict[tuple[str, ...], dict[str, StepRow]] = {}
     for row in rows:
@@ -133,71 +85,25 @@ def steps(rows: Iterable[StepRow]) -> list[Goal]:
 
 
 def share(row: StepRow) -> Goal:
-    """Judge what is gone of torch's time above the limit.
-
-    Parameters
-    ----------
-    row : StepRow
-        Of the arm batchnorm.
-
-    Returns
-    -------
-    Goal
-    """
+    """Judge what is gone of torch's time above the limit."""
     asked = REMOVED[row.allocation]
-    name = f"training step, {row.allocation} allocation: at least {percent(asked)} of torch's time above the limit gone"
+    name = f"training step, {row.allocation} allocation: at least {asked:.0%} of torch's time above the limit gone"
     return Goal(name, asked, row.removed, row.removed >= asked)
 
 
 def memory(row: StepRow, torch: StepRow) -> Goal:
-    """Judge the peak memory.
-
-    Parameters
-    ----------
-    row, torch : StepRow
-        Of the arms batchnorm and torch.
-
-    Returns
-    -------
-    Goal
-    """
+    """Judge the peak memory."""
     name = f"training step, {row.allocation} allocation: peak memory no higher than torch's"
     return Goal(name, torch.peak_mb, row.peak_mb, row.peak_mb <= torch.peak_mb)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, list[Goal]]:
-    """Judge everything.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        All arms.
-
-    Returns
-    -------
-    dict of str to list of Goal
-        By name, in the order of the rows.
-    """
+    """Judge all arms: the goals by name, in the order of the rows."""
     ours = [row for row in rows if isinstance(row, OperationRow) and row.arm == "batchnorm"]
     goals = [speed(row) for row in ours]
     goals += [goal for row in ours if (goal := floor(row)) is not None]
-    goals += narrow(ours) + steps(row for row in rows if isinstance(row, StepRow))
+    goals += narrow(ours) + training(row for row in rows if isinstance(row, StepRow))
     grouped: dict[str, list[Goal]] = {}
     for goal in goals:
         grouped.setdefault(goal.name, []).append(goal)
     return grouped
-
-
-def percent(share: float) -> str:
-    """Write a share as a percentage.
-
-    Parameters
-    ----------
-    share : float
-        1 is all.
-
-    Returns
-    -------
-    str
-    """
-    return f"{100 * share:.0f} %"
