@@ -348,7 +348,7 @@ def _needs_grad(x: Tensor, epilogue: Epilogue) -> bool:
 def collect(x: Tensor, reduction: Reduction, direct: bool) -> Statistics:
     """Return the statistics of ``x``, for a policy to look at; not differentiable, except under transforms."""
     if direct:
-        return _collect(x, *reduction)
+        return registry.select(x, reduction).collect(x.detach(), reduction)
     if watched.transformed():
         return composite.collect(x, reduction)
     return Statistics(*_ops.collect(x, *reduction))

@@ -6,6 +6,7 @@ differs from the batch normalization of the paper; no layer, kernel or derivativ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
@@ -156,6 +157,11 @@ class Ghost(Policy):
     ValueError
         ``size`` is below 1; when called, a batch whose last group has one value per channel.
 
+    Warns
+    -----
+    UserWarning
+        A batch of fewer samples than ``size`` is one short group.
+
     References
     ----------
     Hoffer, Hubara and Soudry 2017, :arxiv:`1705.08741`, Algorithm 1. DERIVATION (165) to (167).
@@ -182,6 +188,12 @@ class Ghost(Policy):
         """Return groups of the batch."""
         whole = super().reduction(x, mask)
         if whole is None or x.shape[0] <= self.size:
+            if x.shape[0] < self.size:
+                warnings.warn(
+                    f"a ghost batch of {self.size} samples is larger than the batch of {x.shape[0]}, which "
+                    "is one short group. Try a smaller size, or drop_last=True in the loader.",
+                    stacklevel=2,
+                )
             return whole
         rest = x.shape[0] % self.size
         if rest == 1 and x.numel() == x.shape[0] * x.shape[1]:
@@ -414,6 +426,9 @@ class Renorm(Policy):
         with torch.no_grad():
             sigma = (running.var.to(wide) + running.eps).sqrt()
             q = (statistics.var[0] + running.eps).sqrt()
-            running.mean.copy_(torch.lerp(running.mean.to(wide), statistics.mean[0], factor))
-            running.var.copy_(torch.lerp(sigma, q, factor).square() - running.eps)
+            mean = torch.lerp(running.mean.to(wide), statistics.mean[0], factor)
+            var = torch.lerp(sigma, q, factor).square() - running.eps
+            some = torch.gt(statistics.count, 0)[0]  # type: ignore[arg-type]  # of a batch: it has one
+            for buffer, moved in ((running.mean, mean), (running.var, var)):
+                buffer.copy_(torch.where(some, moved, buffer.to(wide)))
         return True
