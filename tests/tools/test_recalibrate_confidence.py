@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import batchnorm
+from batchnorm.reference import statistics as reference
 from batchnorm.statistics import population
 from batchnorm.statistics.population import Population
 
@@ -61,22 +62,14 @@ def test_with_correlated_pixels_the_usual_estimate_is_biased_and_ours_covers_the
     assert report["0"].uncertainty == pytest.approx(worst, rel=1e-12)
 
 
-def test_half_widths_are_those_of_the_formula() -> None:
+def test_half_widths_are_those_of_the_reference() -> None:
     data = [torch.randn(n, 3, 4) * (1 + k) for k, n in enumerate((5, 9, 2, 7))]
     seen = Population("")
     for x in data:
         seen.add(x)
-    rows = [x.double().transpose(1, 2).reshape(-1, 3).numpy() for x in data]
-    everything = np.concatenate(rows)
-    shares = np.array([len(r) for r in rows]) / len(everything)
-    of_mean = sum(p**2 * (r.mean(0) - everything.mean(0)) ** 2 for p, r in zip(shares, rows, strict=True))
-    of_var = sum(
-        p**2 * (((r - everything.mean(0)) ** 2).mean(0) - everything.var(0)) ** 2
-        for p, r in zip(shares, rows, strict=True)
-    )
-    t = stats.t.ppf(0.975, 3)
-    for found, squared in zip(seen.half_widths(), (of_mean, of_var), strict=True):
-        np.testing.assert_allclose(found[0], t * np.sqrt(4 / 3 * squared), rtol=0.02)
+    expected = reference.half_widths([x.numpy() for x in data], stats.t.ppf(0.975, 3))
+    for found, half_width in zip(seen.half_widths(), expected, strict=True):
+        np.testing.assert_allclose(found[0], half_width, rtol=0.02)  # of the quantile
 
 
 @pytest.mark.parametrize("freedom", [4, 7, 15, 31, 63])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import batchnorm
-from batchnorm.reference.statistics import to_rows
+from batchnorm.reference.statistics import Statistics, blend, to_rows
 from tools.normalized import batches, layers, network
 
 
@@ -179,10 +179,8 @@ def test_a_prior_blends_by_the_law_of_total_variance(mode: Any) -> None:
         else:
             mean, var = (getattr(layers(plain)[name], key).numpy() for key in ("running_mean", "running_var"))
         old_mean, old_var = old.running_mean.numpy(), old.running_var.numpy()
-        blend = 0.3 * old_mean + 0.7 * mean
-        # The variance of a mixture, term by term around the mean of the mixture.
-        of_both = 0.3 * (old_var + (old_mean - blend) ** 2) + 0.7 * (var + (mean - blend) ** 2)
-        np.testing.assert_allclose(layer.running_mean, blend, rtol=1e-10, atol=1e-10)
+        of_mean, of_both = blend(Statistics(old_mean, old_var, 1), Statistics(mean, var, 1), 0.3)
+        np.testing.assert_allclose(layer.running_mean, of_mean, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(layer.running_var, of_both, rtol=1e-10)
         assert (np.abs((0.3 * old_var + 0.7 * var) / of_both - 1) > 0.01).any()  # the average of variances is not that
         assert layer.num_batches_tracked == 17 + 4

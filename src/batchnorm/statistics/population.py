@@ -49,7 +49,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(unless_empty(a.mean, b.mean, mean), unless_empty(a.var, b.var, var), count)
 
 
-#: Batches are judged one by one up to so many; then neighbours are joined, which leaves at least half as many.
+#: Most units of `Population.half_widths`. When there are so many, neighbours are joined, which leaves half as many.
 MOST_UNITS = 64
 #: Probability with which an interval of `Population.half_widths` holds the true value.
 CONFIDENCE = 0.95
@@ -63,7 +63,8 @@ class Population:
     whole: Statistics | None = None
     within: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum over batches of count times var
     calls: int = 0
-    units: list[Statistics] = field(default_factory=list)  # of consecutive calls, each independent of the others
+    units: list[Statistics] = field(default_factory=list)  # of equally many consecutive calls each, but for the last
+    span: int = 1  # calls in a unit
 
     @property
     def count(self) -> int:
@@ -75,7 +76,18 @@ class Population:
         if values_per_channel(x) > 0:
             new = registry.select(x).collect(x.detach(), WHOLE_BATCH)
             within = new.var * new.count  # type: ignore[operator]  # of a batch: it has one
-            self.merge(Population(self.name, new, within, 1, [new]))
+            self._join(new)
+            self.merge(Population(self.name, new, within, 1))
+
+    def _join(self, new: Statistics) -> None:
+        """Take one call into the units."""
+        if self.calls % self.span:
+            self.units[-1] = merge(self.units[-1], new)
+            return
+        if len(self.units) == MOST_UNITS:
+            self.units = [*map(merge, self.units[::2], self.units[1::2])]
+            self.span *= 2
+        self.units.append(new)
 
     def merge(self, other: Population) -> None:
         """Take in what has been seen elsewhere."""
@@ -84,10 +96,6 @@ class Population:
         self.within = other.within if self.whole is None else self.within + other.within
         self.whole = other.whole if self.whole is None else merge(self.whole, other.whole)
         self.calls += other.calls
-        self.units += other.units
-        while len(self.units) > MOST_UNITS:
-            last = self.units[len(self.units) // 2 * 2 :]
-            self.units = [*map(merge, self.units[::2], self.units[1::2]), *last]
 
     def half_widths(self) -> tuple[Tensor, Tensor]:
         r"""Return half the width of the confidence interval of the mean and of the variance of each channel.
