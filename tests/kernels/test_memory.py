@@ -159,6 +159,15 @@ def test_release_memory_gives_the_bytes_back_to_the_system(own_memory: int) -> N
     assert (_output(16 << 20).fill_(2) == 2).all()
 
 
+@pytest.mark.skipif(not LINUX, reason="asks for the machine's memory as Linux tells it")
+def test_the_default_limit_is_an_eighth_of_the_memory() -> None:
+    (limit,) = _run("test_memory.py", "limit")
+    groups = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    texts = [path.read_text().strip() for path in groups if path.is_file()]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert limit == min([machine, *(int(text) for text in texts if text.isdecimal())]) // 8
+
+
 @pytest.mark.parametrize("size", [16 << 20, 128 << 10])
 @pytest.mark.parametrize("limit", [0, 1, 5 << 20, 20 << 20, 1 << 30])
 def test_never_more_is_kept_than_the_limit(own_memory: int, size: int, limit: int) -> None:
@@ -244,4 +253,4 @@ def test_a_limit_that_is_none_is_refused() -> None:
 
 
 if __name__ == "__main__":
-    print(*[_faults_of_a_step() for _ in range(8)][3:])  # noqa: T201
+    print(*[batchnorm.memory().limit] if sys.argv[1:] else [_faults_of_a_step() for _ in range(8)][3:])  # noqa: T201

@@ -358,7 +358,7 @@ def half_widths(batches: Iterable[ArrayLike], quantile: float) -> tuple[Array, A
     Examples
     --------
     >>> of_mean, of_var = half_widths([[[0.0], [2.0]], [[4.0], [6.0]]], quantile=1.0)
-    >>> of_mean.tolist(), of_var.tolist()
+    >>> of_mean.round(12).tolist(), of_var.tolist()
     ([2.0], [0.0])
     """
     parts = _statistics_of_each(batches)
