@@ -203,7 +203,6 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     ("options", "message"),
     [
         ({"mode": "parallel"}, r"mode must be one of \['one-pass', 'sequential'\]; got 'parallel'"),
-        ({"mode": "sequential", "group": object()}, "mode='sequential' measures in one process.*merge_statistics"),
         ({"prior": 1.0}, r"prior must be in \[0, 1\); got 1.0"),
         ({"prior": -0.1}, r"prior must be in \[0, 1\); got -0.1"),
         ({"tolerance": 0.0}, r"tolerance must be a positive number of deviations, or None; got 0.0"),

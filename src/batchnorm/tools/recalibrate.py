@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import torch
@@ -129,6 +129,7 @@ def recalibrate(
     group : torch.distributed.ProcessGroup, default=None
         Processes that each have a share of the data, of any size: all get the statistics of all shares, bit for bit the
         same. ``torch.distributed.group.WORLD`` is everybody. None: processes do not communicate.
+        Each judges ``tolerance`` by its own share, and the report has no ``uncertainty``.
 
     Returns
     -------
@@ -180,7 +181,7 @@ def recalibrate(
     (tensor([4.]), tensor([14.]))
     """
     require_module(model, "recalibrate")
-    _check(model, loader, batches, variance, mode, prior, tolerance, group)
+    _check(model, loader, batches, variance, mode, prior, tolerance)
     model = model if inplace else copy.deepcopy(model)
     found = normalizations(model)
     if not found:
@@ -193,9 +194,9 @@ def recalibrate(
         _choose(found, reasons, layers)
     measured = {layer: Population(name) for name, layer, _ in found if not reasons[layer]}
     if measured:
-        run = _Passes(model, loader, batches, forward or _call, tolerance)
+        run = _Passes(model, loader, batches, forward or _call, tolerance, group)
         with run.prepared():
-            with across.together(group, measured) if group is not None else nullcontext():
+            with run.together(measured):
                 run.first(measured, training=mode == "one-pass")
             reached = {layer: p for layer, p in measured.items() if p.count}
             if run.number == 0 and not reached:
@@ -204,6 +205,7 @@ def recalibrate(
                     "with fewer examples than a batch, or a generator that was used before?"
                 )
             if mode == "sequential":
+                run.agree(measured)
                 values = _one_by_one(run, reached, variance, prior)
             else:
                 values = {layer: p.result(layer, variance, prior) for layer, p in reached.items()}
@@ -253,7 +255,6 @@ def _check(
     mode: str,
     prior: float,
     tolerance: float | None,
-    group: object,
 ) -> None:
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if isinstance(loader, Tensor | str | Mapping) or not iterable:
@@ -262,11 +263,6 @@ def _check(
         )
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {list(get_args(Mode))}; got {mode!r}.")
-    if mode == "sequential" and group is not None:
-        raise ValueError(
-            "mode='sequential' measures in one process; got group= too. Try mode='one-pass', or recalibrate each share "
-            "by itself and use merge_statistics."
-        )
     if not 0 <= prior < 1:
         raise ValueError(f"prior must be in [0, 1); got {prior!r}. It is the weight of the statistics that are stored.")
     if tolerance is not None and not tolerance > 0:
@@ -341,7 +337,9 @@ class _Passes:
         batches: int | None,
         forward: Callable[[nn.Module, Any], object],
         tolerance: float | None,
+        group: ProcessGroup | None,
     ) -> None:
+        self._group = group
         self._model, self._loader, self._forward = model, loader, forward
         self._batches, self._tolerance = batches, tolerance
         self._device = next(
@@ -350,6 +348,21 @@ class _Passes:
         self.number = 0  # of batches in a pass
         self.order: dict[nn.Module, None] = {}  # layers by their first call
         self.repeated = False  # whether a batch called one of them twice
+
+    def together(self, measured: Mapping[nn.Module, Population]) -> AbstractContextManager[None]:
+        """Merge what a pass inside measures with that of the other processes, if there is a group."""
+        return nullcontext() if self._group is None else across.together(self._group, measured)
+
+    def agree(self, measured: Mapping[nn.Module, Population]) -> None:
+        """Take the order of the layers in which any process of the group called them first."""
+        if self._group is None:
+            return
+        places = {layer: float(i) for i, layer in enumerate(self.order)}
+        mine = [float(self.repeated), *(places.get(layer, math.inf) for layer in measured)]
+        found = torch.stack(across.gather(torch.tensor(mine, dtype=torch.float64), self._group))
+        self.repeated = bool(found[:, 0].any())
+        first = dict(zip(measured, found[:, 1:].amin(0).tolist(), strict=True))
+        self.order = dict.fromkeys(sorted((layer for layer in first if first[layer] < math.inf), key=first.__getitem__))
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -451,7 +464,8 @@ def _one_by_one(
         change = 0.0
         for layer in order:
             populations[layer] = Population(populations[layer].name)
-            run.again(layer, populations[layer])
+            with run.together({layer: populations[layer]}):
+                run.again(layer, populations[layer])
             former = values.get(layer, stored[layer])
             _write(layer, stored[layer])  # which `prior` blends in
             values[layer] = populations[layer].result(layer, variance, prior)
