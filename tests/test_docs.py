@@ -146,7 +146,9 @@ SURFACE = {
     "batchnorm.reference.schedules.warm_up",
     "batchnorm.reference.statistics.averaging_factor",
     "batchnorm.reference.statistics.batch_statistics",
+    "batchnorm.reference.statistics.blend",
     "batchnorm.reference.statistics.exact_population",
+    "batchnorm.reference.statistics.half_widths",
     "batchnorm.reference.statistics.merge",
     "batchnorm.reference.statistics.population_statistics",
     "batchnorm.reference.statistics.update_running",
@@ -158,6 +160,7 @@ SURFACE = {
     "batchnorm.reference.whitening.forward",
     "batchnorm.tools.convert.convert",
     "batchnorm.tools.convert.revert",
+    "batchnorm.tools.merge.merge_statistics",
     "batchnorm.tools.recalibrate.recalibrate",
 }
 
