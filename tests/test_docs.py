@@ -154,6 +154,8 @@ SURFACE = {
     "batchnorm.reference.whitening.forward",
     "batchnorm.tools.convert.convert",
     "batchnorm.tools.convert.revert",
+    "batchnorm.tools.freeze.freeze",
+    "batchnorm.tools.freeze.unfreeze",
     "batchnorm.tools.recalibrate.recalibrate",
 }
 

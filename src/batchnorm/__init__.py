@@ -25,7 +25,9 @@ from batchnorm.statistics.policies import Frozen as Frozen
 from batchnorm.statistics.policies import Ghost as Ghost
 from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
+from batchnorm.tools import freeze as freeze
 from batchnorm.tools import recalibrate as recalibrate
 from batchnorm.tools import revert as revert
+from batchnorm.tools import unfreeze as unfreeze
 
 __version__ = "0.1.0.dev0"

@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parameter import is_lazy
 
 from batchnorm.statistics import across
+from batchnorm.statistics.policies import Frozen
 from batchnorm.statistics.population import Population
 from batchnorm.tools import preserve
-from batchnorm.tools.report import Report, Row
+from batchnorm.tools.report import LEFT_ALONE, Report, row
 from batchnorm.tools.walk import normalizations, require_module
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ M = TypeVar("M", bound=nn.Module)
 Variance = Literal["exact", "averaged"]
 
 RECALIBRATED = "recalibrated"
-LEFT_ALONE = "left alone"
 
 
 @overload
@@ -172,18 +172,10 @@ def recalibrate(
                         buffer.copy_(tensor)
         reasons |= {layer: "no batch reached it" for layer in measured if layer not in values}
     rows = [
-        Row(name, LEFT_ALONE if reasons[layer] else RECALIBRATED, "; ".join([*_also(others), *_some(reasons[layer])]))
+        row(name, others, LEFT_ALONE if reasons[layer] else RECALIBRATED, reasons[layer])
         for name, layer, others in found
     ]
     return (model, Report(tuple(rows))) if report else model
-
-
-def _also(others: list[str]) -> list[str]:
-    return [f"also {', '.join(others)}"] if others else []
-
-
-def _some(reason: str) -> list[str]:
-    return [reason] if reason else []
 
 
 def _check(model: nn.Module, batches: int | None, variance: str) -> None:
@@ -211,6 +203,8 @@ def _refusal(layer: nn.Module, model: nn.Module) -> str:
         return f"{kind} does not derive from torch's batch normalization: what it does in training is not known"
     if layer.running_mean is None or layer.running_var is None or not layer.track_running_stats:
         return "it keeps no running statistics"
+    if isinstance(getattr(layer, "statistics", None), Frozen):
+        return "it is frozen: its policy is Frozen()"
     if model.training and not layer.training:
         return "it is frozen: in eval mode, in a model in training mode"
     return ""

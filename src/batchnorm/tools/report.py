@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+LEFT_ALONE = "left alone"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,6 +25,11 @@ class Row:
     name: str
     what: str
     reason: str = ""
+
+
+def row(name: str, others: list[str], what: str, reason: str = "") -> Row:
+    """Return a row whose reason begins with the further names of a layer that the model holds several times."""
+    return Row(name, what, "; ".join(([f"also {', '.join(others)}"] if others else []) + ([reason] if reason else [])))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def is_ours(module: nn.Module) -> bool:
 
 def to_ours(module: nn.Module) -> str | None:
     """Make the object one of our layers, or return why not."""
-    reason = _refusal(module)
+    reason = refusal(module)
     if reason is None:
         _exchange(module, OURS)
         module.__dict__.update(EXTRAS)
@@ -46,12 +46,13 @@ def to_torch(module: nn.Module) -> str | None:
     return None
 
 
-def _refusal(module: nn.Module) -> str | None:
+def refusal(module: nn.Module) -> str | None:
+    """Return why the object cannot become one of our layers, or None."""
     kind = _kind(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"{kind} is compiled by TorchScript"
     if isinstance(module, nn.modules.batchnorm._LazyNormBase):  # noqa: SLF001  # the only name of what they share
-        return f"{kind} does not know its number of features yet; convert after the first forward"
+        return f"{kind} does not know its number of features yet; run one batch first"
     if isinstance(module, nn.SyncBatchNorm):
         return "SyncBatchNorm shares its statistics between processes"
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):  # noqa: SLF001  # as above
