@@ -156,6 +156,7 @@ SURFACE = {
     "batchnorm.tools.convert.revert",
     "batchnorm.tools.freeze.freeze",
     "batchnorm.tools.freeze.unfreeze",
+    "batchnorm.tools.masked.masked",
     "batchnorm.tools.recalibrate.recalibrate",
 }
 

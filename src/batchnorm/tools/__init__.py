@@ -1,7 +1,8 @@
-"""What people do to models that contain batch normalization: convert, revert, freeze, unfreeze, recalibrate."""
+"""What people do to models that contain batch normalization: convert, revert, freeze, unfreeze, masked, recalibrate."""
 
 from batchnorm.tools.convert import convert as convert
 from batchnorm.tools.convert import revert as revert
 from batchnorm.tools.freeze import freeze as freeze
 from batchnorm.tools.freeze import unfreeze as unfreeze
+from batchnorm.tools.masked import masked as masked
 from batchnorm.tools.recalibrate import recalibrate as recalibrate

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from batchnorm.nn.batch_norm import EXTRAS
+from batchnorm.nn.batch_norm import ATTACHED, EXTRAS
 
 OURS: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 TORCH = {ours: theirs for theirs, ours in OURS.items()}
@@ -41,7 +41,7 @@ def to_torch(module: nn.Module) -> str | None:
         if value != default:
             return f"torch's layer has no {name}, and this one has {name}={value!r}"
     _exchange(module, TORCH)
-    for name in EXTRAS:
+    for name in (*EXTRAS, *ATTACHED):
         module.__dict__.pop(name, None)
     return None
 
