@@ -160,6 +160,9 @@ SURFACE = {
     "batchnorm.reference.whitening.forward",
     "batchnorm.tools.convert.convert",
     "batchnorm.tools.convert.revert",
+    "batchnorm.tools.freeze.freeze",
+    "batchnorm.tools.freeze.unfreeze",
+    "batchnorm.tools.masked.masked",
     "batchnorm.tools.merge.merge_statistics",
     "batchnorm.tools.recalibrate.recalibrate",
 }

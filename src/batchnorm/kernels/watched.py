@@ -16,6 +16,7 @@ _transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
 _graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _jit_tracing = torch._C._is_tracing  # noqa: SLF001
+_graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _unwrapped = torch._C._functorch.get_unwrapped  # noqa: SLF001
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
 _is_batched = torch._C._functorch.is_batchedtensor  # noqa: SLF001
@@ -46,6 +47,11 @@ def transformed(*tensors: Tensor) -> bool:
 def forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is open."""
     return bool(forward_ad._current_level >= 0)  # noqa: SLF001  # as above
+
+
+def in_backward() -> bool:
+    """Whether this runs inside a backward pass: a hook, or the recomputation of a checkpoint."""
+    return not _compiling() and bool(_graph_task() >= 0)
 
 
 def plain(*tensors: Tensor | None) -> bool:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from batchnorm import functional
+from batchnorm.kernels import watched
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.statistics.policies import BATCH, Policy
 
 #: The attributes that our layers have beyond torch's, with their defaults.
 EXTRAS: dict[str, Any] = {"activation": None, "statistics": BATCH}
 
+#: Attributes that a layer has while, or since, something is attached to it; they are no state.
+ATTACHED = ("_observers", "_masks")
+
 #: What `_BatchNorm.observe` calls: ``observer(layer, x, residual, activation)``.
 Observer = Callable[[nn.Module, Tensor, Tensor | None, str | None], None]
+
+#: What `_BatchNorm.supply_mask` calls for the mask of a call: ``source(layer, x)``.
+MaskSource = Callable[[nn.Module, Tensor], Tensor | None]
 
 
 def add_buffers(layer: nn.Module) -> None:
@@ -27,19 +34,29 @@ def add_buffers(layer: nn.Module) -> None:
     layer.register_buffer("num_batches_skipped", torch.zeros((), dtype=torch.long, device=device), persistent=False)
 
 
-class _Observers(tuple[Observer, ...]):
-    """The observers of one layer. Its copies and pickles have none."""
+class _Attached(tuple[Any, ...]):
+    """What is attached to one layer for the time of a block. Copies and pickles of the layer have nothing."""
 
     __slots__ = ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Observers:
-        return _NOBODY
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Attached:
+        return _NOTHING
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Observers, ()
+        return _Attached, ()
 
 
-_NOBODY = _Observers()
+_NOTHING = _Attached()
+
+
+def _ended(layer: nn.Module, x: Tensor) -> None:  # noqa: ARG001  # a MaskSource
+    """Give no mask, but refuse a recomputation: that of its forward is gone."""
+    if watched.in_backward():
+        raise RuntimeError(
+            f"this {type(layer).__name__} is called in a backward pass after the block that supplied its masks: a "
+            "checkpoint would recompute without the mask. Call backward() inside the block, or pass the checkpoint "
+            "context_fn=lambda: (contextlib.nullcontext(), batchnorm.masked(model, mask))."
+        )
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that torch's own isinstance checks hold
@@ -48,7 +65,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
     activation: str | None = EXTRAS["activation"]
     statistics: Policy = EXTRAS["statistics"]
     num_batches_skipped: Tensor | None
-    _observers: _Observers = _NOBODY
+    _observers: _Attached = _NOTHING
+    _masks: _Attached = _NOTHING
     _accepted: dict[int, str]  # rank -> shape, in words
 
     def __init__(
@@ -97,7 +115,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         residual : Tensor of shape (N, C, *), default=None
             Added before the activation.
         mask : Tensor, default=None
-            The valid values, as a boolean tensor or as lengths; see `batchnorm.functional.batch_norm`.
+            The valid values, as a boolean tensor or as lengths; see `batchnorm.functional.batch_norm`. None: all of
+            them, or the mask of `batchnorm.masked`.
 
         Returns
         -------
@@ -152,6 +171,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         for observer in self._observers:
             observer(self, x, residual, activation)
         self._check_input_dim(x)
+        if mask is None and self._masks:
+            mask = self._masks[-1](self, x)
         # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where a
         # parametrization or pruning has put something else in their place.
         buffers, parameters = self._buffers, self._parameters
@@ -178,8 +199,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             num_batches_skipped=buffers.get("num_batches_skipped") if training and tracks else None,
         )
 
-    @contextmanager
-    def observe(self, observer: Observer) -> Iterator[None]:
+    def observe(self, observer: Observer) -> AbstractContextManager[None]:
         """Call ``observer(layer, x, residual, activation)`` before each call of the layer inside the block.
 
         Unlike a forward hook it does not keep `batchnorm.convert` from fusing.
@@ -189,19 +209,44 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         observer : callable
             It must leave the tensors alone; an exception that it raises ends the call.
 
+        Returns
+        -------
+        context manager
+        """
+        return self._attach("_observers", observer)
+
+    @contextmanager
+    def supply_mask(self, source: MaskSource) -> Iterator[None]:
+        """Take the mask of each call that is given none from ``source(layer, x)``, inside the block.
+
+        The innermost block counts. After the block a recomputation of its calls (a checkpoint in a backward pass)
+        raises RuntimeError.
+
+        Parameters
+        ----------
+        source : callable
+            It returns a mask as in `forward`, or None.
+
         Yields
         ------
         None
         """
-        self.__dict__["_observers"] = _Observers((*self._observers, observer))
+        if not self._masks:
+            self.__dict__["_masks"] = _Attached((_ended,))
+        with self._attach("_masks", source):
+            yield
+
+    @contextmanager
+    def _attach(self, name: str, item: Any) -> Iterator[None]:
+        self.__dict__[name] = _Attached((*getattr(self, name), item))
         try:
             yield
         finally:
-            left = list(self._observers)
-            left.remove(observer)
-            del self.__dict__["_observers"]
+            left = list(getattr(self, name))
+            left.remove(item)
+            del self.__dict__[name]
             if left:
-                self.__dict__["_observers"] = _Observers(left)
+                self.__dict__[name] = _Attached(left)
 
     def extra_repr(self) -> str:
         """Return torch's description of the layer, and the extras that are not at their defaults."""

@@ -11,12 +11,10 @@ from torch import nn
 
 from batchnorm.nn.batch_norm import EXTRAS
 from batchnorm.tools import blocks, fuse, swap
-from batchnorm.tools.report import Report, Row
+from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
 from batchnorm.tools.walk import normalizations, require_module
 
 M = TypeVar("M", bound=nn.Module)
-
-LEFT_ALONE = "left alone"
 
 
 @overload
@@ -125,7 +123,7 @@ def revert(model: M, *, inplace: bool = False, report: bool = False) -> M | tupl
         rows = []
         for name, layer, others in normalizations(model):
             reason = swap.to_torch(layer)
-            rows.append(Row(name, "swapped" if reason is None else LEFT_ALONE, _also(others, reason or "")))
+            rows.append(row(name, others, "swapped" if reason is None else LEFT_ALONE, reason or ""))
     return (model, Report(tuple(rows))) if report else model
 
 
@@ -133,13 +131,9 @@ def _row(
     name: str, layer: nn.Module, others: list[str], refusal: str | None, outcomes: dict[nn.Module, tuple[str, str]]
 ) -> Row:
     if refusal is not None:
-        return Row(name, LEFT_ALONE, _also(others, refusal))
+        return row(name, others, LEFT_ALONE, refusal)
     what, reason = outcomes.get(layer, ("", "no forward that could be traced calls it"))
-    return Row(name, what or "swapped", _also(others, reason))
-
-
-def _also(others: list[str], reason: str) -> str:
-    return "; ".join(([f"also {', '.join(others)}"] if others else []) + ([reason] if reason else []))
+    return row(name, others, what or "swapped", reason)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import torch
@@ -15,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parameter import is_lazy
 
 from batchnorm.statistics import across
+from batchnorm.statistics.policies import Frozen
 from batchnorm.statistics.population import Population
 from batchnorm.tools import preserve
-from batchnorm.tools.report import Report, Row
+from batchnorm.tools.report import LEFT_ALONE, Report, row
 from batchnorm.tools.walk import normalizations, require_module
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ Variance = Literal["exact", "averaged"]
 Mode = Literal["one-pass", "sequential"]
 
 RECALIBRATED = "recalibrated"
-LEFT_ALONE = "left alone"
 
 
 @overload
@@ -215,12 +216,10 @@ def recalibrate(
         reasons |= {layer: "no batch reached it" for layer in measured if layer not in reached}
         measured = reached
     rows = [
-        Row(
-            name,
-            LEFT_ALONE if reasons[layer] else RECALIBRATED,
-            "; ".join([*_also(others), *_some(reasons[layer])]),
-            measured[layer].count if layer in measured else 0,
-            measured[layer].uncertainty(_eps(layer)) if layer in measured and group is None else math.nan,
+        replace(
+            row(name, others, LEFT_ALONE if reasons[layer] else RECALIBRATED, reasons[layer]),
+            count=measured[layer].count if layer in measured else 0,
+            uncertainty=measured[layer].uncertainty(_eps(layer)) if layer in measured and group is None else math.nan,
         )
         for name, layer, others in found
     ]
@@ -237,14 +236,6 @@ def _write(layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         buffer = getattr(layer, name)
         if isinstance(buffer, Tensor):  # num_batches_tracked is missing in models of old checkpoints
             buffer.copy_(tensor)
-
-
-def _also(others: list[str]) -> list[str]:
-    return [f"also {', '.join(others)}"] if others else []
-
-
-def _some(reason: str) -> list[str]:
-    return [reason] if reason else []
 
 
 def _check(
@@ -291,6 +282,8 @@ def _refusal(layer: nn.Module, model: nn.Module) -> str:
         return f"{kind} does not derive from torch's batch normalization: what it does in training is not known"
     if layer.running_mean is None or layer.running_var is None or not layer.track_running_stats:
         return "it keeps no running statistics"
+    if isinstance(getattr(layer, "statistics", None), Frozen):
+        return "it is frozen: its policy is Frozen()"
     if model.training and not layer.training:
         return "it is frozen: in eval mode, in a model in training mode"
     return ""

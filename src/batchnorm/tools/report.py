@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+LEFT_ALONE = "left alone"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,6 +33,11 @@ class Row:
     reason: str = ""
     count: int = 0
     uncertainty: float = math.nan
+
+
+def row(name: str, others: list[str], what: str, reason: str = "") -> Row:
+    """Return a row whose reason begins with the further names of a layer that the model holds several times."""
+    return Row(name, what, "; ".join(([f"also {', '.join(others)}"] if others else []) + ([reason] if reason else [])))
 
 
 @dataclass(frozen=True)

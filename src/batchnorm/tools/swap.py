@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from batchnorm.nn.batch_norm import EXTRAS, add_buffers
+from batchnorm.nn.batch_norm import ATTACHED, EXTRAS, add_buffers
 
 OURS: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 TORCH = {ours: theirs for theirs, ours in OURS.items()}
@@ -25,7 +25,7 @@ def is_ours(module: nn.Module) -> bool:
 
 def to_ours(module: nn.Module) -> str | None:
     """Make the object one of our layers, or return why not."""
-    reason = _refusal(module)
+    reason = refusal(module)
     if reason is None:
         _exchange(module, OURS)
         module.__dict__.update(EXTRAS)
@@ -43,19 +43,20 @@ def to_torch(module: nn.Module) -> str | None:
         if value != default:
             return f"torch's layer has no {name}, and this one has {name}={value!r}"
     _exchange(module, TORCH)
-    for name in EXTRAS:
+    for name in (*EXTRAS, *ATTACHED):
         module.__dict__.pop(name, None)
     if "num_batches_skipped" in module._buffers:  # noqa: SLF001  # `hasattr` finds it on the class too
         del module.num_batches_skipped
     return None
 
 
-def _refusal(module: nn.Module) -> str | None:
+def refusal(module: nn.Module) -> str | None:
+    """Return why the object cannot become one of our layers, or None."""
     kind = _kind(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"{kind} is compiled by TorchScript"
     if isinstance(module, nn.modules.batchnorm._LazyNormBase):  # noqa: SLF001  # the only name of what they share
-        return f"{kind} does not know its number of features yet; convert after the first forward"
+        return f"{kind} does not know its number of features yet; run one batch first"
     if isinstance(module, nn.SyncBatchNorm):
         return "SyncBatchNorm shares its statistics between processes"
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):  # noqa: SLF001  # as above

@@ -18,6 +18,15 @@ def require_module(model: object, verb: str) -> None:
         )
 
 
+def require_normalization(model: nn.Module, verb: str) -> None:
+    """Raise ValueError unless the model has batch normalization."""
+    if not normalizations(model):
+        raise ValueError(
+            f"{verb} needs a model with batch normalization; this {type(model).__name__} has none. "
+            "Pass the whole model, or the part of it that has."
+        )
+
+
 def normalizations(model: nn.Module) -> list[tuple[str, nn.Module, list[str]]]:
     """Return first name, module and further names of everything that is batch normalization, or looks like it.
 
