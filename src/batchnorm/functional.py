@@ -147,7 +147,7 @@ def batch_norm(
         y = autograd.normalize(x, found, reduction, epilogue, eps, policy, direct)
     else:
         y, found = autograd.forward(x, reduction, epilogue, eps, direct)
-    if not watched.recomputing():
+    if not watched.in_backward():  # else a checkpoint recomputes a forward that has been remembered
         if count > 0:
             remember(policy, running, found, momentum, eps, direct)
         elif momentum is not None and num_batches_tracked is not None:

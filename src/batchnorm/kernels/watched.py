@@ -28,11 +28,6 @@ def unobserved() -> bool:
     return not (_compiling() or _dispatch_modes() or _transforms() or _profiling() or forward_mode() or _jit_tracing())
 
 
-def recomputing() -> bool:
-    """Whether a backward pass is under way in this thread: a forward in it is a recomputation (checkpointing)."""
-    return not _compiling() and _graph_task() != -1
-
-
 def transformed(*tensors: Tensor) -> bool:
     """Whether derivatives are taken by ``torch.func``, in forward mode, or of many outputs at once.
 
