@@ -102,7 +102,7 @@ class Policy:
         mask : Tensor of shape (N, 1, *), bool, or None
             The valid values, where a mask was given.
         """
-        if values_per_channel(x) == 1 and self.on_single_value == "running":
+        if self.on_single_value == "running" and values_per_channel(x) == 1:
             return None
         return WHOLE_BATCH if mask is None else Reduction(mask=mask)
 
