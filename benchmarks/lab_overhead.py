@@ -23,7 +23,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from batchnorm.lab.data import Loader
 from batchnorm.lab.environment import environment
 from batchnorm.lab.training import TrainConfig
 from batchnorm.lab.training.building import make_subject
-from batchnorm.lab.training.run import Talk, train
+from batchnorm.lab.training.run import Training
 
 RESULTS = Path(__file__).parent / "results/lab_overhead.csv"
 #: Steps of a turn, and between measurements of the probes, so that each turn of the lab has one.
@@ -95,77 +95,25 @@ def batches(loader: Loader) -> Iterator[Any]:
         epoch += 1
 
 
-class Turns:
-    """Two loops that run in turns, one in the main thread and one that calls back after each of its steps.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        What both train.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.pairs: list[tuple[float, float]] = []
-        self.bare_model, self.loop = bare(config)
-        self.order = random.Random(0)  # noqa: S311  # nothing secret
-        self.step, self.start, self.first = 0, 0.0, 0.0
-        self.bare_goes_first = False
-
-    def before_step(self) -> None:
-        """Hear that the lab is about to take a step: at the beginning of a block the bare loop may go first."""
-        if self.step % BLOCK == 0:
-            if self.step:
-                self._end_block(time.perf_counter() - self.start)
-            self.bare_goes_first = self.order.random() < 0.5
-            if self.bare_goes_first:
-                self.first = self._bare_block()
-            self.start = time.perf_counter()
-        self.step += 1
-
-    def end(self) -> None:
-        """Hear that the lab has taken its last step."""
-        self._end_block(time.perf_counter() - self.start)
-
-    def _end_block(self, lab: float) -> None:
-        took = self.first if self.bare_goes_first else self._bare_block()
-        self.pairs.append((took / BLOCK, lab / BLOCK))
-
-    def _bare_block(self) -> float:
-        start = time.perf_counter()
-        for _ in range(BLOCK):
-            next(self.loop)
-        return time.perf_counter() - start
-
-
 def compare(config: TrainConfig, *, bare_convert: bool) -> tuple[list[tuple[float, float]], bool]:
     """Run both loops in turns: seconds per step of each pair, and whether they ended bit-equal."""
-    from batchnorm.lab.training.loop import Loop
-    from batchnorm.lab.training.step import Stepper
-
-    turns = Turns(replace(config, convert=bare_convert))
-    trained: dict[str, Any] = {}
-    taking, evaluating, saving = Stepper.__call__, Loop._evaluate, Loop._save  # noqa: SLF001  # what a turn leaves out
-
-    def step(self: Stepper, *arguments: Any, **settings: Any) -> Any:
-        turns.before_step()
-        return taking(self, *arguments, **settings)
-
-    def last(self: Loop) -> bool:
-        if self.at.step == self.steps:
-            turns.end()
-            trained.update(self.stepper.model.state_dict())
-        return False
-
-    nothing: Callable[[Loop], None] = lambda _loop: None  # noqa: E731  # a method that does nothing
-    Stepper.__call__, Loop._evaluate, Loop._save = step, last, nothing  # type: ignore[method-assign]  # noqa: SLF001
-    try:
-        train(config, talk=Talk())
-    finally:
-        Stepper.__call__, Loop._evaluate, Loop._save = taking, evaluating, saving  # type: ignore[method-assign]  # noqa: SLF001
-    expected = turns.bare_model.state_dict()
+    model, loop = bare(replace(config, convert=bare_convert))
+    # One step more than is taken: the last step evaluates and saves, which a turn leaves out.
+    training = Training(replace(config, steps=(config.steps or 0) + 1))
+    loops = (loop, iter(training))
+    order = random.Random(0)  # noqa: S311  # nothing secret
+    pairs = []
+    for _ in range((config.steps or 0) // BLOCK):
+        took = [0.0, 0.0]
+        for one in order.sample((0, 1), 2):
+            start = time.perf_counter()
+            for _ in range(BLOCK):
+                next(loops[one])
+            took[one] = (time.perf_counter() - start) / BLOCK
+        pairs.append((took[0], took[1]))
+    trained, expected = training.loop.run.model.state_dict(), model.state_dict()
     same = trained.keys() == expected.keys() and all(torch.equal(trained[name], expected[name]) for name in expected)
-    return turns.pairs[1:], same  # the first pair warms up
+    return pairs[1:], same  # the first pair warms up
 
 
 def main() -> int:
@@ -191,7 +139,8 @@ def main() -> int:
             config = TrainConfig(
                 data=asked.data, data_dir=asked.data_dir, model=asked.model, norm="torch", convert=convert,
                 steps=asked.steps, batch_size=asked.batch_size, threads=asked.threads, optimizer="momentum", lr=0.1,
-                schedule="constant", probe_every=BLOCK, train_subset=0, out=Path(directory) / "run",
+                schedule="constant", probe_every=BLOCK, train_subset=0,
+                evaluate_every=asked.steps + 1, checkpoint_every=asked.steps + 1, out=Path(directory) / "run",
             )  # fmt: skip
             pairs, same = compare(config, bare_convert=bare_convert)
         if not same and bare_convert == convert:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 import tolerances as tol
-from batchnorm.reference import batch_norm as reference
-from batchnorm.reference import statistics as reference_statistics
+from batchnorm.reference import policies, renorm
+from batchnorm.reference.statistics import averaging_factor, from_rows, to_rows
+from numeric import numeric_gradient
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class Answer:
         return False
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a Batch Renormalization. Its deviation is the root of the running variance, unless one is given."""
+
+    rmax: float
+    dmax: float
+    sigma: Tensor | None = None
+
+
 def ask(
     x: Tensor,
     dy: Tensor,
@@ -58,65 +70,151 @@ def ask(
     residual: Tensor | None = None,
     running: tuple[Tensor, Tensor] | None = None,
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     activation: str | None = None,
+    mask: Tensor | None = None,
+    kept: Tensor | None = None,
+    groups: Tensor | None = None,
+    bounds: Bounds | None = None,
+    num_batches_tracked: int = 0,
+    factor: Callable[[int], float] | None = None,
 ) -> dict[str, Answer]:
-    """Return the reference's y, statistics, running buffers and gradients for these inputs, each with its bound."""
-    arrays = {"weight": weight, "bias": bias, "residual": residual}
-    parameters = {name: None if t is None else _array(t) for name, t in arrays.items()}
-    options = {"eps": eps, "activation": activation, "residual": parameters["residual"]}
-    affine = (parameters["weight"], parameters["bias"])
-    if training:
-        y, cache = reference.forward_train(_array(x), *affine, **options)
-        grads = reference.backward(_array(dy), cache)
-    else:
-        y, cache = reference.forward_test(_array(x), *map(_array, running), *affine, **options)
-        grads = reference.backward_test(_array(dy), cache)
+    """Return the reference's y, statistics, running buffers and gradients for these inputs, each with its bound.
 
-    unit = tol.arithmetic_eps(x.dtype)
-    axes = (0, *range(2, x.dim()))
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    scale = np.abs(cache.weight * cache.invstd).reshape(shape)
+    ``mask``, ``kept`` (N, 1, *) and ``groups`` (N,) are those of `policies.forward_train`; ``running`` of shape (G, C)
+    holds statistics per group, updated as keys. ``factor`` is the weight of batch n; by default that of ``momentum``.
+    """
+    forward, cache = _forward(x, weight, bias, residual, running, training, eps, activation, mask, kept, groups, bounds)
+    grads = policies.backward(_array(dy), cache)
+    sizes = _sizes(x, dy, bias, residual, activation, cache, bounds and _deviation(bounds, running, eps))
+    unit, terms = tol.arithmetic_eps(x.dtype), max(len(cache.x_hat), 1)
+    total = tol.GRADIENT_ULPS + tol.SUM_ULPS + math.log2(terms)
+    answers = {
+        "y": Answer(forward, tol.FORWARD_ULPS * unit * sizes["z"]),
+        "dx": Answer(grads.dx, total * unit * sizes["dx"]),
+        "dresidual": Answer(grads.dresidual, tol.GRADIENT_ULPS * unit * sizes["dz"]),
+        "dweight": Answer(grads.dweight, total * unit * sizes["dweight"]),
+        "dbias": Answer(grads.dbias, total * unit * sizes["dbias"]),
+    }
+    if not training:
+        return answers
+
+    mean, var = (np.array([getattr(found, name) for found in cache.statistics]) for name in ("mean", "var"))
+    # The mean is a rounded one plus the mean of what it leaves, each accumulated in the arithmetic's dtype.
+    mean_bound = tol.STATISTIC_ULPS * unit * (np.abs(mean) * unit + np.sqrt(var)) + tol.smallest(x.dtype)
+    # Squares below the smallest number of the arithmetic vanish.
+    sum_ulps = tol.SUM_ULPS + math.log2(terms)
+    var_bound = tol.STATISTIC_ULPS * unit * var + (unit * unit * mean * sum_ulps) ** 2 + tol.smallest(x.dtype)
+    one = groups is None  # one group: its row alone
+    answers["mean"] = Answer(mean[0], mean_bound[0]) if one else Answer(mean, mean_bound)
+    answers["var"] = Answer(var[0], var_bound[0]) if one else Answer(var, var_bound)
+    if running is not None:
+        factor = factor or functools.partial(averaging_factor, momentum)
+        per_key = running[0].dim() == 2
+        update = policies.update_per_key if per_key else policies.update_in_turn
+        tracked = np.full(len(mean), num_batches_tracked) if per_key else num_batches_tracked
+        new_mean, new_var, _ = update(*map(_array, running), tracked, cache.statistics, factor)
+        valid = [group for group, found in enumerate(cache.statistics) if found.count > 0]
+        # A loop over groups rounds the buffer once per group; `Answer.check` allows for one rounding.
+        roundings = 0 if per_key else max(len(valid) - 1, 0)
+        largest = max([factor(num_batches_tracked + n) for n in range(1, max(len(valid), 1) + 1)])
+        for name, former, new, bound in zip(
+            ("mean", "var"), running, (new_mean, new_var), (mean_bound, var_bound), strict=True
+        ):
+            size = np.abs(_array(former)) + np.abs(new)
+            averaging = (roundings + 1) * tol.AVERAGING_ULPS * tol.storage_eps(torch.float64) * size
+            averaging = averaging + roundings * tol.storage_eps(former.dtype) / 2 * size
+            batch = np.nan_to_num(bound) if per_key else bound[valid].sum(axis=0)
+            # running_var holds the unbiased variance: at most twice the biased one.
+            answers[f"running_{name}"] = Answer(new, 2 * largest * batch + averaging)
+    return answers
+
+
+def ask_second_order(
+    x: Tensor, dy: Tensor, cotangents: tuple[Tensor, Tensor, Tensor], *, weight: Tensor, bias: Tensor, **options
+) -> dict[str, Answer]:
+    """Return the gradients of ``sum(cotangent * gradient)`` over dx, dweight and dbias, for x, weight and dy.
+
+    Central differences of the reference's backward, in float64. A correction is held: it is a constant to autograd.
+    ``options`` are those of `ask` that matter to a forward, among them ``activation``, ``mask`` and ``bounds``.
+    """
+    names = ("residual", "running", "training", "eps", "activation", "mask", "kept", "groups", "bounds")
+    defaults = {"training": True, "eps": 1e-5} | dict.fromkeys(set(names) - {"training", "eps"})
+    unknown = set(options) - set(names)
+    assert not unknown, f"no option of a forward: {unknown}"
+    given = defaults | options
+    _, cache = _forward(x, weight, bias, **given)
+    held = None if given.pop("bounds") is None else (cache.factor, cache.summand)
+    at = {"x": _array(x), "weight": _array(weight), "dy": _array(dy)}
+
+    def backward(name: str, value: np.ndarray) -> float:
+        moved = {key: torch.from_numpy(array) for key, array in (at | {name: value}).items()}
+        _, cache = _forward(moved["x"], moved["weight"], bias, **given, bounds=None, held=held)
+        grads = policies.backward(moved["dy"].numpy(), cache)
+        return sum(np.sum(_array(c) * g) for c, g in zip(cotangents, grads[:3], strict=True))
+
+    answers = {}
+    for name, value in at.items():
+        gradient = numeric_gradient(functools.partial(backward, name), value, 1.0)
+        answers[name] = Answer(gradient, np.full(gradient.shape, tol.CENTRAL_DIFFERENCE * np.max(np.abs(gradient))))
+    return answers
+
+
+def _forward(x, weight, bias, residual, running, training, eps, activation, mask, kept, groups, bounds, held=None):
+    """The reference's forward for torch tensors; ``held`` are the factor and summand of a correction."""
+    arrays = [None if t is None else _array(t) for t in (x, weight, bias, residual)]
+    masks = {"mask": mask, "kept": kept, "groups": groups}
+    masks = {name: None if t is None else t.numpy() for name, t in masks.items()}
+    options = {"eps": eps, "activation": activation, "residual": arrays[3]}
+    if not training:
+        masks["kept"] = masks.pop("mask") if kept is None else masks["kept"]
+        masks.pop("mask", None)
+        return policies.forward_test(arrays[0], *map(_array, running), arrays[1], arrays[2], **masks, **options)
+    correct = None if held is None else lambda mean, var: held
+    if bounds is not None:
+        sigma = _deviation(bounds, running, eps)
+        limits = {"rmax": bounds.rmax, "dmax": bounds.dmax, "eps": eps}
+        correct = functools.partial(renorm.correction, running_mean=_array(running[0]), sigma=sigma, **limits)
+    return policies.forward_train(*arrays[:3], correct=correct, **masks, **options)
+
+
+def _deviation(bounds: Bounds, running: tuple[Tensor, Tensor], eps: float) -> np.ndarray:
+    return np.sqrt(_array(running[1]) + eps) if bounds.sigma is None else _array(bounds.sigma)
+
+
+def _sizes(x, dy, bias, residual, activation, cache: policies.Cache, sigma: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Sums of the absolute values of the terms that each result is made of."""
+    (of_row, counted, kept), shape = cache.reduction, x.shape
+    unit, number = tol.arithmetic_eps(x.dtype), len(cache.statistics)
+    mean, var = (np.array([np.broadcast_to(s[i], (shape[1],)) for s in cache.statistics]) for i in (0, 1))
+    values = np.array([max(np.sum(of_row == group), 1) for group in range(number)])[:, None]
+    count = np.array([max(found.count, 1) for found in cache.statistics])[:, None]
     # What is left of the mean after centring, in deviations and in units of the arithmetic's eps: the statistics'
     # own rounding (float64), and that of the second centring, which is of the size of the first one's error.
-    left_over = tol.storage_eps(torch.float64) / unit + unit * (1 + math.log2(max(cache.count, 1)))
-    left_over = left_over * np.abs(cache.mean * cache.invstd).reshape(shape)
-    x_hat = np.abs(cache.x_hat).max(axes, keepdims=True, initial=0) + left_over
-    added = sum(np.abs(term) for term in (_or_zero(bias).reshape(shape), _or_zero(residual)))
-    z = np.abs(cache.weight).reshape(shape) * x_hat + added
-    answers = {"y": Answer(y, tol.FORWARD_ULPS * unit * z)}
+    left_over = tol.storage_eps(torch.float64) / unit + unit * (1 + np.log2(values))
+    left_over = np.nan_to_num(left_over * np.abs(mean * cache.invstd), posinf=np.inf)
 
-    dz = grads.dresidual
+    def per_group(reduce, rows: np.ndarray) -> np.ndarray:
+        return np.array([reduce(rows[of_row == group], axis=0) for group in range(number)])
+
+    largest = functools.partial(np.max, initial=0)
+    x_hat = per_group(largest, np.abs(cache.x_hat)) + left_over
+    corrected = np.abs(cache.factor) * x_hat + np.abs(cache.summand)
+    if sigma is not None:  # the summand is a difference of means, over the running deviation
+        corrected = corrected + (np.abs(mean) * unit + np.sqrt(var)) / sigma
+    added = np.broadcast_to(np.abs(_or_zero(bias)), (number, shape[1]))
+    z = (np.abs(cache.weight) * corrected + added)[of_row] + np.abs(to_rows(np.broadcast_to(_or_zero(residual), shape)))
     # An error of z moves the slope of the activation: dz carries |dy| times it.
-    dz_size = np.abs(_array(dy)) * (1 + (0 if activation is None else z))
-    mean_dz = dz_size.mean(axes, keepdims=True)
-    mean_dz_x_hat = (dz_size * x_hat).mean(axes, keepdims=True)
-    dx_size = scale * (dz_size + (mean_dz + x_hat * mean_dz_x_hat if training else 0))
-    sum_ulps = tol.SUM_ULPS + math.log2(max(cache.count, 1))
-    answers["dx"] = Answer(grads.dx, (tol.GRADIENT_ULPS + sum_ulps) * unit * dx_size)
-    answers["dresidual"] = Answer(dz, tol.GRADIENT_ULPS * unit * dz_size)
-    total = tol.GRADIENT_ULPS + sum_ulps
-    answers["dweight"] = Answer(grads.dweight, total * unit * (dz_size * x_hat).sum(axes))
-    answers["dbias"] = Answer(grads.dbias, total * unit * dz_size.sum(axes))
-
-    if training:
-        # The mean is a rounded one plus the mean of what it leaves, each accumulated in the arithmetic's dtype.
-        mean_size = np.abs(cache.mean) * unit + np.sqrt(cache.var)
-        answers["mean"] = Answer(cache.mean, tol.STATISTIC_ULPS * unit * mean_size + tol.smallest(x.dtype))
-        # Squares below the smallest number of the arithmetic vanish.
-        var_size = tol.STATISTIC_ULPS * unit * cache.var + (unit * unit * cache.mean * sum_ulps) ** 2
-        answers["var"] = Answer(cache.var, var_size + tol.smallest(x.dtype))
-        if running is not None:
-            new_mean, new_var = reference_statistics.update_running(
-                *map(_array, running), cache.mean, cache.var, cache.count, momentum
-            )
-            for name, former, new in zip(("mean", "var"), running, (new_mean, new_var), strict=True):
-                size = np.abs(_array(former)) + np.abs(new)
-                averaging = tol.AVERAGING_ULPS * tol.storage_eps(torch.float64) * size
-                # running_var holds the unbiased variance: at most twice the biased one.
-                answers[f"running_{name}"] = Answer(new, 2 * momentum * answers[name].bound + averaging)
-    return answers
+    dz = np.where(kept[:, None], np.abs(to_rows(_array(dy))) * (1 + (0 if activation is None else z)), 0.0)
+    sum_dz = per_group(np.sum, dz)
+    scale = np.abs(cache.weight * cache.factor * cache.invstd)
+    through = counted[:, None] * (sum_dz * (1 + x_hat**2) / count)[of_row]
+    dweight, dbias = sum_dz * corrected, sum_dz
+    if cache.shared:
+        dweight, dbias = dweight.sum(axis=0), dbias.sum(axis=0)
+    rows = {"z": np.where(kept[:, None], z, 0.0), "dz": dz, "dx": np.nan_to_num(scale)[of_row] * (dz + through)}
+    return {name: from_rows(value, tuple(shape)) for name, value in rows.items()} | {"dweight": dweight, "dbias": dbias}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -18,31 +18,27 @@ NUMPY_ONLY = ["reference", "checker"]
 KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
 STATISTICS_ORDER = [{"running", "policies", "population"}, {"across"}]
 LAB_ORDER = [
-    {"errors", "environment"},
+    {"errors", "environment", "rules"},
     {"files"},
     {"data", "recording"},
     {"models"},
     {"wording", "training"},
-    {"plots", "terminal"},
+    {"plots", "terminal", "experiments"},
     {"page", "bench"},
-    {"compare", "report", "claims"},
-    {"train_command"},
+    {"report", "claims"},
+    {"train_command", "compare_command"},
     {"cli"},
 ]
-COMPARE_ORDER = [
-    {"config", "artefacts"},
-    {"comparison", "evaluation"},
-    {"trainer"},
-    {"summary"},
-    {"wording"},
-    {"charts", "plots", "terminal"},
-    {"report"},
+EXPERIMENTS_ORDER = [
+    {"plan", "takes"},
+    {"compare", "progress", "run"},
 ]
 REPORT_ORDER = [
-    {"arms"},
-    {"series"},
+    {"study"},
+    {"series", "units"},
     {"numbers", "layers"},
-    {"charts", "wording"},
+    {"wording"},
+    {"charts"},
     {"figures"},
     {"page"},
 ]
@@ -59,7 +55,7 @@ TRAINING_ORDER = [
     {"checks", "randomness", "signals", "progress", "checkpoints", "journal"},
     {"config"},
     {"settings", "recipes", "schedules", "optimizers", "machine"},
-    {"evaluation"},
+    {"evaluation", "units"},
     {"step", "building"},
     {"loop"},
     {"run"},
@@ -87,17 +83,15 @@ PROBES_ORDER = [
     {"choose"},
 ]
 INNER_ORDERS = {
-    "compare": COMPARE_ORDER,
     "data": DATA_ORDER,
+    "experiments": EXPERIMENTS_ORDER,
     "models": MODELS_ORDER,
     "report": REPORT_ORDER,
     "training": TRAINING_ORDER,
 }
 #: Read files only: what they show can be shown again on a machine without torch's help.
-NO_TORCH = {"files", "page", "plots", "recording", "report", "terminal", "wording"}
-NO_TORCH_IN_COMPARE = {
-    *("artefacts", "charts", "comparison", "config", "plots", "report", "summary", "terminal", "wording"),
-}
+NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
+NO_TORCH_IN_EXPERIMENTS = {"compare", "plan", "progress", "takes"}
 NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
@@ -154,7 +148,12 @@ def test_import_rules(path: Path) -> None:
         if place[0] != "lab" and top in NEEDED_BY_THE_LAB:
             breach(line, name, "the library needs numpy and torch only")
         room, *inside = place
-        inner_orders = {"kernels": KERNELS_ORDER, "statistics": STATISTICS_ORDER, "probes": PROBES_ORDER, "lab": LAB_ORDER}
+        inner_orders = {
+            "kernels": KERNELS_ORDER,
+            "statistics": STATISTICS_ORDER,
+            "probes": PROBES_ORDER,
+            "lab": LAB_ORDER,
+        }
         for which, order in inner_orders.items():
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
@@ -171,11 +170,16 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/{which} the order is {order}")
         if place[:2] == ["lab", "training"] and place[2] in NO_TORCH_IN_TRAINING and top == "torch":
             breach(line, name, "what says what a training is needs no torch")
-        reads = place[:2] == ["lab", "compare"] and place[2] in NO_TORCH_IN_COMPARE
+        reads = place[:2] == ["lab", "experiments"] and place[2] in NO_TORCH_IN_EXPERIMENTS
         reads = reads or (room == "lab" and inside[0] in NO_TORCH)
         if reads and (top == "torch" or (inner and inner[0] != "lab")):
             breach(line, name, "what reads a run directory needs no torch")
-        if reads and inner[:1] == ["lab"] and (inner[1] in TRAINING or inner[1:3] == ["compare", "trainer"]):
+        light = inner[1:3] in [["training", name] for name in NO_TORCH_IN_TRAINING]
+        if (
+            reads
+            and inner[:1] == ["lab"]
+            and (inner[1:3] == ["experiments", "run"] or (inner[1] in TRAINING and not light))
+        ):
             breach(line, name, "what reads a run directory needs no training code")
     assert not breaches, "\n" + "\n".join(breaches)
 

@@ -14,6 +14,13 @@ from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
+from batchnorm.statistics.policies import Batch as Batch
+from batchnorm.statistics.policies import Cumulative as Cumulative
+from batchnorm.statistics.policies import Debiased as Debiased
+from batchnorm.statistics.policies import Exponential as Exponential
+from batchnorm.statistics.policies import Frozen as Frozen
+from batchnorm.statistics.policies import Ghost as Ghost
+from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
 from batchnorm.tools import recalibrate as recalibrate
 from batchnorm.tools import revert as revert

@@ -46,7 +46,7 @@ _library.define(
 )
 _library.define(
     "remember(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked,"
-    " Tensor? mean, Tensor? var, Tensor? count, float factor) -> ()"
+    " Tensor mean, Tensor var, Tensor count, float factor, SymInt batches) -> ()"
 )
 _ops = torch.ops.batchnorm
 
@@ -109,11 +109,8 @@ def _backward(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _remember(
-    running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None, *statistics: Any
-) -> None:
-    *found, factor = statistics
-    remember(running_mean, running_var, counter, Statistics(*found) if found[0] is not None else None, factor, True)
+def _remember(running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None, *flat: Any) -> None:
+    remember(running_mean, running_var, counter, Statistics(*flat[:3]), flat[3], flat[4], direct=True)
 
 
 # What each operator returns, for tracing.
@@ -149,7 +146,7 @@ def _backward_fake(_dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in (x, residual, weight, bias))
 
 
-# Derivatives. The tensors that may need a gradient go in flat, where autograd sees them, beside the values that hold them.
+# Derivatives. Tensors that may need a gradient go in flat, where autograd sees them, beside the values that hold them.
 
 
 class _Fused(torch.autograd.Function):
@@ -177,7 +174,7 @@ class _Fused(torch.autograd.Function):
         if dy is None:  # y is not used
             return (None,) * 8
         x, call = _saved(ctx)
-        return *_in_order(ctx, dy, backward(dy, x, *call)), None, None, None, None
+        return *_in_order(ctx, dy, call, backward(dy, x, *call)), None, None, None, None
 
 
 class _Split(torch.autograd.Function):
@@ -218,7 +215,7 @@ class _Split(torch.autograd.Function):
             gradients = _composite_backward(dy, x, call, policy)
         else:
             gradients = _split_backward(dy, x, call, policy)
-        return *_in_order(ctx, dy, gradients), None, None, None, None, None, None
+        return *_in_order(ctx, dy, call, gradients), None, None, None, None, None, None
 
 
 def _save(
@@ -238,11 +235,11 @@ def _saved(ctx: Any) -> tuple[Tensor, _Values]:
     return x, (Statistics(mean, var, count), reduction, Epilogue(weight, bias, residual, ctx.activation, mask), ctx.eps)
 
 
-def _in_order(ctx: Any, dy: Tensor, gradients: Gradients) -> tuple[Tensor | None, ...]:
+def _in_order(ctx: Any, dy: Tensor, call: _Values, gradients: Gradients) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual."""
     dx, dresidual, dweight, dbias = gradients
     if ctx.has_residual and ctx.activation is None:
-        mask = ctx.saved_tensors[-1]
+        mask = call[2].mask
         dresidual = dy if mask is None else torch.where(mask, dy, 0)
     return dx, dweight, dbias, dresidual
 
@@ -343,7 +340,7 @@ def _needs_grad(x: Tensor, epilogue: Epilogue) -> bool:
         if x.requires_grad:
             return True
         for t in epilogue[:3]:  # a loop: `any` over a generator takes three times as long
-            if t is not None and t.requires_grad:  # type: ignore[attr-defined]  # the first three are tensors
+            if t is not None and t.requires_grad:
                 return True
     return False
 
@@ -390,10 +387,9 @@ def normalize(
     if watched.transformed():
         return composite.normalize(x, statistics, reduction, epilogue, eps).to(x.dtype)
     if policy is not None and policy.merges and _needs_grad(x, epilogue):
-        y = _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, False)
-        return y
-    y = _ops.normalize(x, *_spread(statistics, reduction, epilogue, eps))
-    return y
+        split: Tensor = _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, False)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        return split
+    return _ops.normalize(x, *_spread(statistics, reduction, epilogue, eps))  # type: ignore[no-any-return]
 
 
 def reduce(
@@ -441,22 +437,24 @@ def remember(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     counter: Tensor | None,
-    statistics: Statistics | None,
+    statistics: Statistics,
     factor: float | Tensor,
+    batches: int | Tensor,
     direct: bool,
 ) -> None:
-    """Move running statistics towards those of a batch, and count it, in place; what is None is left out."""
-    traced = torch.compiler.is_compiling()
-    if not (direct or traced or isinstance(factor, Tensor) or (counter is not None and watched.batched(counter))):
+    """Move running statistics towards those of each group and count the groups, in place; None is left out."""
+    tensors = isinstance(factor, Tensor) or isinstance(batches, Tensor)
+    mapped = counter is not None and watched.batched(counter)
+    if not (direct or tensors or mapped or torch.compiler.is_compiling()):
         # As one operator that declares what it changes: torch.func refuses in-place operations on what it captures.
-        _ops.remember(running_mean, running_var, counter, *(statistics or (None, None, None)), factor)
+        _ops.remember(running_mean, running_var, counter, *statistics, factor, batches)
         return
-    if running_mean is not None and running_var is not None and statistics is not None:
+    if running_mean is not None and running_var is not None:
         # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
         kernels = registry.select(running_mean) if direct and not isinstance(factor, Tensor) else eager
         kernels.update(running_mean, running_var, statistics, factor)
     if counter is not None:
-        counter.add_(1)
+        counter.add_(batches)
 
 
 # Registration.
@@ -483,7 +481,7 @@ def _differentiable_forward(below: Callable[..., Any]) -> Callable[..., Any]:
         if not _any_needs_grad((x, *flat)):
             return below(x, *flat)
         reduction, epilogue = Reduction(*flat[:2]), Epilogue(*flat[2:7])
-        return _Fused.apply(x, *epilogue[:3], reduction, epilogue, flat[7], False)
+        return _Fused.apply(x, *epilogue[:3], reduction, epilogue, flat[7], False)  # type: ignore[no-untyped-call]
 
     return forward
 
@@ -493,13 +491,16 @@ def _differentiable_normalize(below: Callable[..., Any]) -> Callable[..., Any]:
         if not _any_needs_grad((x, *flat)):
             return below(x, *flat)
         statistics, reduction, epilogue, eps = _gathered(flat)
-        return _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, None, False)
+        return _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, None, False)  # type: ignore[no-untyped-call]
 
     return normalize
 
 
 def _differentiable_backward(below: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *flat: _Backward.apply(*flat) if _any_needs_grad(flat) else below(*flat)
+    def backward(*flat: Any) -> Any:
+        return _Backward.apply(*flat) if _any_needs_grad(flat) else below(*flat)  # type: ignore[no-untyped-call]
+
+    return backward
 
 
 _register("collect", _collect, _collect_fake)

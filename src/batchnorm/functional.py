@@ -14,9 +14,8 @@ from torch import Tensor
 from batchnorm import autograd
 from batchnorm.kernels import registry, watched
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Epilogue, Statistics, values_per_channel
-from batchnorm.statistics.policies import BATCH, Policy
-from batchnorm.statistics.running import cumulative_factor
+from batchnorm.kernels.interface import Epilogue, Reduction, Statistics, values_per_channel
+from batchnorm.statistics.policies import BATCH, Policy, Running
 
 
 class InputError(ValueError, RuntimeError):
@@ -71,12 +70,12 @@ def batch_norm(
         Applied to the result, as in ``torch.nn.functional`` with default arguments. None: nothing.
     residual : Tensor of shape (N, C, *), default=None
         Added before the activation; shape, dtype and device of ``x``.
-    mask : Tensor, bool, broadcastable to (N, 1, *), or lengths, integer, of shape (N,), default=None
-        The valid values; lengths count them along the last dimension of an (N, C, L) input. Only these enter the
-        statistics; the result and all gradients elsewhere are exactly 0. None: all are valid.
+    mask : Tensor of bool, broadcastable to (N, 1, *), or of int, shape (N,), default=None
+        The valid values; integers are lengths, which count them along the last dimension of an (N, C, L) input. Only
+        these enter the statistics; the result and all gradients elsewhere are exactly 0. None: all are valid.
     statistics : Policy, default=None
         Which values share statistics, and what is remembered of them. None: those of the whole batch.
-    num_batches_tracked : Tensor of shape (), integer, default=None
+    num_batches_tracked : Tensor of int, shape (), default=None
         The counter of training batches; counted up in place when ``training``.
     out : Tensor of shape (N, C, *), default=None
         Write the result here instead of allocating: a tensor of the dtype and device of ``x``, which may be ``x`` or
@@ -137,37 +136,57 @@ def batch_norm(
         y = autograd.normalize(x, stored, None, epilogue, eps, None, direct)
         return y if out is None else out.copy_(y)
 
-    factor = _averaging_factor(momentum, num_batches_tracked, running_mean)
+    momentum = _checked_momentum(momentum)
+    running = Running(running_mean, running_var, num_batches_tracked, eps)
     if policy.splits:
         found = policy.merge(autograd.collect(x, reduction, direct))
-        known = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
-        y = autograd.normalize(x, found, reduction, policy.correct(found, known, epilogue), eps, policy, direct)
+        y = autograd.normalize(x, found, reduction, policy.correct(found, running, epilogue), eps, policy, direct)
     else:
         y, found = autograd.forward(x, reduction, epilogue, eps, direct)
-
-    if not direct and running_mean is not None:
-        _check_not_mapped(found, running_mean)
-    # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
-    counter = num_batches_tracked if count > 0 or momentum is not None else None
-    if running_mean is not None or counter is not None:
-        autograd.remember(running_mean, running_var, counter, found if count > 0 else None, factor, direct)
+    _remember(policy, running, found, momentum, count == 0, reduction, direct)
     return y if out is None else out.copy_(y)
 
 
-def _averaging_factor(
-    momentum: float | Tensor | None, counter: Tensor | None, running_mean: Tensor | None
-) -> float | Tensor:
-    """Return the weight of the new batch, or raise where ``momentum`` says none."""
+def _remember(
+    policy: Policy,
+    running: Running,
+    found: Statistics,
+    momentum: float | Tensor | None,
+    empty: bool,
+    reduction: Reduction,
+    direct: bool,
+) -> None:
+    """Update running statistics and count batches: the only place that does."""
+    running_mean, running_var, counter, _ = running
+    if counter is None and running_mean is None:
+        return
+    if empty:
+        # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
+        if momentum is not None and counter is not None:
+            counter.add_(1)
+        return
+    if not direct and running_mean is not None:
+        _check_not_mapped(found, running_mean)
+    assert found.count is not None
+    new: int | Tensor = found.mean.shape[0]
+    if reduction.mask is not None:  # a group without a valid value is no batch
+        new = torch.sum(found.count > 0)
+    factor: float | Tensor | None = momentum
+    if momentum is None or policy.counts:
+        valid = torch.ones_like(found.count) if reduction.mask is None else torch.gt(found.count, 0)
+        batches = None if counter is None else counter + valid.view(-1).cumsum(0)
+        factor = 0.0 if running_mean is None else policy.factor(momentum, batches)
+    assert factor is not None
+    if running_mean is not None and policy.remember(running, found, factor):
+        running_mean = running_var = None
+    autograd.remember(running_mean, running_var, counter, found, factor, new, direct)
+
+
+def _checked_momentum(momentum: float | Tensor | None) -> float | Tensor | None:
+    """Return the momentum as a float, a tensor of shape () or None, or raise."""
     if type(momentum) is not float:
         if momentum is None:
-            if counter is not None:
-                return cumulative_factor(counter + 1)
-            if running_mean is None:
-                return 0.0
-            raise ValueError(
-                "momentum=None averages over all batches and must be given their number; num_batches_tracked is None. "
-                "Pass that counter, or a momentum such as 0.1."
-            )
+            return None
         if isinstance(momentum, Tensor) and momentum.numel() == 1:
             return momentum.reshape(())
         if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm.kernels import eager, registry, use_backend
+from batchnorm.kernels import eager, native, registry, use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,19 @@ def test_explain_names_the_backend_and_the_tensor() -> None:
         "(2, 3) torch.float32 on meta: backend 'eager' (the fastest that can)",
         "  not 'native': it computes on CPUs; the tensor is on meta",
     ]
+
+
+def test_explain_says_target_threads_and_what_is_copied_first() -> None:
+    if reason := native.refusal(torch.zeros(1, 1)):
+        pytest.skip(reason)
+    x = torch.zeros(4, 6, 5, 7)
+    whole = batchnorm.explain(x)
+    assert (whole.target, whole.threads, whole.copied) == (native.target(), torch.get_num_threads(), None)
+    strided = batchnorm.explain(x.transpose(0, 3))
+    assert strided.backend == "native"
+    assert "contiguous planes" in strided.copied
+    assert f"target {native.target()}" in str(strided)
+    assert "copied first: " in str(strided)
 
 
 def test_forced_backend_runs_and_the_former_choice_returns() -> None:
@@ -48,6 +61,8 @@ def test_forced_backend_that_cannot_compute_raises_and_automatic_choice_falls_ba
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Picky:
+        target, copied = eager.target, eager.copied
+
         @staticmethod
         def refusal(x: torch.Tensor, *_: object) -> str | None:
             return "it wants four dimensions" if x.dim() != 4 else None

@@ -1,22 +1,19 @@
 """The command line: exit codes, one-line complaints, and what a pipe gets."""
 
-import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
+import torch
 
-import batchnorm.lab.compare
+import batchnorm
 from batchnorm.lab import cli
-from batchnorm.lab.compare.artefacts import read_run
-from batchnorm.lab.compare.config import CompareConfig
-from batchnorm.lab.compare.terminal import training_bar
-from lab.compare.synthetic import ENVIRONMENT, config, write_run, write_trial
+from batchnorm.lab.experiments.compare import CompareCommand, plan_of
+from batchnorm.lab.training.settings import asked_command
 
 SOURCE = Path(batchnorm.__file__).parents[1]
 
@@ -37,7 +34,7 @@ def run(*arguments, cwd):
         (["train", "--lr", "fast"], "--lr must be one FLOAT; got 'fast'; see batchnorm train --help"),
         (["compare", "--lr", "-1"], "lr must be a finite number above 0; got -1.0"),
         (["compare", "--lr", "fast"], "--lr"),
-        (["compare", "--data", "imagenet"], "invalid choice 'imagenet' for argument '--data'"),
+        (["compare", "--data", "imagenet"], "data must be one of"),
         (["compare", "--seeds", "0"], "seeds must be at least 1; got 0"),
         (["frobnicate"], "frobnicate"),
     ],
@@ -83,108 +80,87 @@ def test_help_and_parsing_load_neither_torch_nor_matplotlib():
     assert done.stdout.splitlines()[-1] == "light"
 
 
-def test_report_in_a_pipe_prints_the_tables_and_the_page_and_no_control_codes(tmp_path):
-    path = write_run(tmp_path / "run", evaluations=5)
-    done = run("report", str(path), cwd=tmp_path)
+SMALL = [
+    "--data",
+    "two_moons",
+    "--lr",
+    "0.1",
+    "1",
+    "--seeds",
+    "2",
+    "--steps",
+    "12",
+    "--hidden",
+    "8",
+    "--evaluate-every",
+    "4",
+]
+
+
+def test_compare_in_a_pipe_prints_the_tables_and_the_page_and_no_control_codes(tmp_path):
+    done = run("compare", *SMALL, "--out", "run", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert "Every arm at every learning rate" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"report: {path / 'report.html'}"
-    assert (path / "summary.json").is_file()
-
-
-@pytest.fixture
-def training(monkeypatch):
-    """Replace the training side: ``compare`` then writes what the test wants, without torch."""
-    side = SimpleNamespace(act=lambda _writer: None)
-
-    def compare(_config, _dataset, writer, on_event):
-        on_event(SimpleNamespace(trials_done=0, trials=2, step=5, steps=10, lr=0.1, seed=0, accuracy={"none": 0.5}))
-        side.act(writer)
-        writer.finish("finished")
-
-    described = {key: value for key, value in config().items() if key != "command"}
-    fakes = {
-        "data": SimpleNamespace(load=lambda _name, _data_dir: None),
-        "environment": SimpleNamespace(environment=lambda _threads: ENVIRONMENT),
-        "trainer": SimpleNamespace(compare=compare, describe=lambda _config, _dataset: described),
-    }  # fmt: skip
-    for name, fake in fakes.items():
-        room = batchnorm.lab.compare if name == "trainer" else batchnorm.lab
-        monkeypatch.setitem(sys.modules, f"{room.__name__}.{name}", fake)
-        monkeypatch.setattr(room, name, fake, raising=False)
-    return side
-
-
-def test_compare_ends_with_the_report_and_exit_0(tmp_path, training, capsys):
-    def act(writer):
-        write_trial(writer, "none", [0.4, 0.8])
-        write_trial(writer, "batch", [0.8, 0.9])
-
-    training.act = act
-    out = tmp_path / "run"
-    assert cli.main(["compare", "--lr", "0.1", "--seeds", "1", "--steps", "20", "--out", str(out)]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("2 trials (2 arms x 1 learning rate x 1 seed), 20 steps each, into ")
-    assert printed.out.endswith(f"report: {out / 'report.html'}\n")
-    assert "2.0 times fewer steps" in printed.out
-    assert printed.err == ""
-    command = read_run(out).config["command"]
-    assert command.startswith(
-        "batchnorm compare --data digits --model mlp --norm none batch --lr 0.1 --seeds 1 --steps 20"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "8 cells (2 seed x 2 lr x 2 norm), 8 to train, into run"
+    assert lines[1].startswith("1/8  seed=0,lr=0.1,norm=none  finished, ")
+    assert lines[-1] == "report: run/report.html"
+    assert (tmp_path / "run/summary.json").is_file()
+    again = run("report", "run", cwd=tmp_path)
+    assert again.stdout.strip().splitlines()[-8:] == lines[-8:]
+    # The same command on the same directory has nothing left to train; another is refused.
+    assert run("compare", *SMALL, "--out", "run", cwd=tmp_path).stdout.startswith(
+        "8 cells (2 seed x 2 lr x 2 norm), 0 to"
     )
-    assert "--out" not in command
+    other = run("compare", *SMALL, "--batch-size", "30", "--out", "run", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "run holds another plan: batch_size (was 60, now 30)" in other.stderr
 
 
-def test_a_diverged_arm_is_named_and_exit_3(tmp_path, training, capsys):
-    def act(writer):
-        write_trial(writer, "none", [0.4], status="diverged")
-        write_trial(writer, "batch", [0.8])
-
-    training.act = act
-    assert cli.main(["compare", "--out", str(tmp_path / "run")]) == 3
-    assert capsys.readouterr().err == (
-        "batchnorm: diverged: without BN at learning rate 0.1, 1 of 1 trial (seed 0: for the test: diverged)\n"
-    )
+def test_a_diverged_cell_is_named_and_exit_3(tmp_path, capsys):
+    small = [*SMALL, "--norm", "none", "batch", "--lr", "0.1", "1e30"]
+    assert cli.main(["compare", *small, "--out", str(tmp_path / "run")]) == 3
+    assert "of 8 cells diverged: no normalization, lr 1e+30" in capsys.readouterr().err
     assert (tmp_path / "run/report.html").is_file()
 
 
-def test_ctrl_c_keeps_what_was_recorded_and_exit_130(tmp_path, training, capsys):
-    def act(writer):
-        write_trial(writer, "none", [0.4], status="interrupted")
-        raise KeyboardInterrupt
+def test_ctrl_c_keeps_what_was_recorded_makes_the_page_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    real, calls = torch.optim.SGD.step, []
 
-    training.act = act
-    assert cli.main(["compare", "--out", str(tmp_path / "run")]) == 130
+    def step(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    out = str(tmp_path / "run")
+    assert cli.main(["compare", *SMALL, "--out", out]) == 130
     printed = capsys.readouterr()
-    assert f"report: {tmp_path / 'run/report.html'}" in printed.out
-    assert printed.err == "batchnorm: interrupted; the report is made from what was recorded\n"
+    assert f"report: {out}/report.html" in printed.out
+    assert "4 cells of the plan did not run yet" in printed.out
+    assert printed.err == f"batchnorm: interrupted; go on with batchnorm compare --resume {out}\n"
+    assert cli.main(["compare", "--resume", out, "--steps", "3"]) == 2
+    assert cli.main(["compare", "--resume", out]) == 0
 
 
-def test_an_unwritable_directory_stops_before_training(tmp_path, training, capsys):
-    training.act = lambda _writer: pytest.fail("trained")
+def test_what_cannot_be_trained_or_written_stops_before_anything_is_made(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert cli.main(["compare", "--out", str(tmp_path / "file" / "run")]) == 2
-    assert capsys.readouterr().err.startswith("batchnorm: error: cannot write the run to ")
+    for arguments, message in (
+        (["--out", str(tmp_path / "file" / "run")], "cannot write the run to "),
+        (["--norm", "none", "batchnorm", "--out", str(tmp_path / "run")], "norm"),
+        (["--model", "resnet21", "--out", str(tmp_path / "run")], "model must be"),
+        (["--batch-size", "5000", "--out", str(tmp_path / "run")], "batch_size must be at most"),
+    ):
+        assert cli.main(["compare", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_recorded_command_parses_back_into_the_same_settings():
-    settings = CompareConfig(lr=(0.1, 1e-5), weight_std=0.05, data_dir=Path("with space"), threads=2).resolved()
-    words = shlex.split(cli.command_line(settings))
-    assert words[0] == "batchnorm"
-    assert cli._parse(words[1:]) == settings
-
-
-def test_the_bar_counts_steps_of_all_trials_on_a_terminal():
-    file = io.StringIO()
-    seen = []
-    with training_bar(Console(file=file, force_terminal=True, width=100)) as advance:
-        for done, step, seed in [(0, 0, 0), (0, 5, 0), (1, 7, 0), (2, 10, 0), (2, 0, 1), (2, 5, 1), (4, 10, 1)]:
-            accuracy = {"none": 0.5, "batch": 0.75}
-            advance(
-                SimpleNamespace(trials_done=done, trials=4, step=step, steps=10, lr=0.1, seed=seed, accuracy=accuracy)
-            )
-            (bar,) = [cell.cell_contents for cell in advance.__closure__ if hasattr(cell.cell_contents, "tasks")]
-            seen.append(bar.tasks[0].completed)
-    assert seen == [0, 10, 17, 20, 20, 30, 40]
-    assert "batch 75.0%" in file.getvalue()
+def test_the_command_of_a_comparison_parses_back_into_the_same_plan(tmp_path):
+    command = CompareCommand(
+        lr=(0.1, 1e-5), weight_std=0.05, vary=(("norm_momentum", "0.1", "0.2"), ("width", "1", "2"))
+    )
+    words = shlex.split(asked_command("compare", command))
+    assert words[:2] == ["batchnorm", "compare"]
+    assert plan_of(cli._parse(words[1:])) == plan_of(command)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.recording import Recorder, is_train_run, read_train_run
+from batchnorm.lab.recording import Recorder, is_done, kind_of, read_train_run
 
 CONFIG = {"command": "batchnorm train", "config": {"lr": 0.1}, "data": {"name": "digits"}, "model": {"name": "mlp"}}
 
@@ -29,8 +29,8 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert run.of_kind("test")[0]["loss"] is None  # infinity
     assert run.of_probe("running")[0]["layers"] == {"0": {"mean": 1.0, "counts": [1, 2]}}
     assert run.config["config"] == {"lr": 0.1}
-    assert is_train_run(tmp_path / "run")
-    assert not is_train_run(tmp_path)
+    assert kind_of(tmp_path / "run") == "train"
+    assert is_done(tmp_path / "run")
 
 
 def test_a_run_without_status_was_interrupted(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_run_directory_is_never_written_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "holds no config.json"), ("{", "cannot be read"), ('{"format": 1}', "must be of kind 'train'")],
+    [(None, "holds no config.json"), ("{", "cannot be read"), ('{"format": 1}', "must be of kind train")],
 )
 def test_another_directory_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -14,6 +14,7 @@ from torch import nn
 import batchnorm
 import regimes
 import tolerances as tol
+from batchnorm.nn.batch_norm import EXTRAS
 from batchnorm.reference import statistics as reference
 
 LAYERS = {
@@ -38,11 +39,11 @@ def _input(rank: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
 
 def test_same_constructor(rank: int) -> None:
     ours, theirs = (inspect.signature(cls.__init__).parameters for cls in LAYERS[rank])
-    assert list(ours) == [*theirs, *(["bias"] if "bias" not in theirs else []), "activation"]
+    assert list(ours) == [*theirs, *(["bias"] if "bias" not in theirs else []), *EXTRAS]
     for name, parameter in theirs.items():
         assert ours[name].default == parameter.default
         assert ours[name].kind == parameter.kind
-    assert ours["activation"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert all(ours[name].kind is inspect.Parameter.KEYWORD_ONLY for name in EXTRAS)
 
 
 OPTIONS = [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import batchnorm
 from batchnorm.probes import DEFAULT, PROBES, Step, make_probes
+from batchnorm.tools import swap
 from probes.networks import batch, convnet, loss_of, momentum, probed
 
 OPTIMIZERS = {
@@ -184,21 +185,21 @@ def test_watching_may_end_in_any_order() -> None:
     assert [sorted(vars(m)) for m in model.modules()] == before
 
 
-def test_fused_paths_stay_fused_while_they_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_paths_stay_fused_while_they_are_watched() -> None:
     fused: list[str | None] = []
-    original = batchnorm.BatchNorm2d._forward_with
 
-    def spy(self: Any, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    def spy(_layer: nn.Module, _x: Tensor, _residual: Tensor | None, activation: str | None) -> None:
         fused.append(activation)
-        return original(self, x, residual, activation)
 
-    monkeypatch.setattr(batchnorm.nn.batch_norm._BatchNorm, "_forward_with", spy)
     model = batchnorm.convert(convnet())
-    probe, *others = make_probes(list(PROBES), model)
-    for other in others:
-        probed(other, model, loss_of(model, *batch()), momentum(model))
-    fused.clear()
-    reading = probed(probe, model, loss_of(model, *batch()), momentum(model))
+    with ExitStack() as stack:
+        for layer in filter(swap.is_ours, model.modules()):
+            stack.enter_context(layer.observe(spy))
+        probe, *others = make_probes(list(PROBES), model)
+        for other in others:
+            probed(other, model, loss_of(model, *batch()), momentum(model))
+        fused.clear()
+        reading = probed(probe, model, loss_of(model, *batch()), momentum(model))
     assert fused == ["silu", "relu", "relu", "sigmoid"]
     assert list(reading.layers) == ["1", "2.bn1", "2.bn2", "6"]
 

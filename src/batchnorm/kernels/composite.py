@@ -12,7 +12,6 @@ from torch import Tensor
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.kernels.interface import (
     Epilogue,
-    Gradients,
     Reduction,
     Statistics,
     channel_shape,

@@ -34,6 +34,16 @@ def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | 
     return None
 
 
+def target() -> str:
+    """Return no name: torch chooses."""
+    return ""
+
+
+def copied(x: Tensor) -> str | None:  # noqa: ARG001  # the interface's signature
+    """Return None: torch's operations read any strides."""
+    return None
+
+
 def collect(x: Tensor, reduction: Reduction) -> Statistics:
     """Return the statistics of ``x``."""
     parts = (_centred_and_statistics(values)[1] for values in _groups(x, reduction))
@@ -107,11 +117,12 @@ def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, fa
     """Move running statistics towards those of each group in turn, in place, rounding once per group."""
     assert statistics.count is not None
     with torch.no_grad():
-        for mean, var, count in zip(*statistics, strict=True):
-            enough = count > 1
-            for running, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-                moved = torch.lerp(running.to(value.dtype), value, factor)
-                running.copy_(torch.where(enough, moved, running.to(value.dtype)))
+        groups = zip(statistics.mean, statistics.unbiased_var, statistics.count, strict=True)
+        for group, (mean, var, count) in enumerate(groups):
+            weight = factor[group] if isinstance(factor, Tensor) and factor.dim() == 1 else factor
+            for running, value in ((running_mean, mean), (running_var, var)):
+                moved = torch.lerp(running.to(value.dtype), value, weight)
+                running.copy_(torch.where(count > 1, moved, running.to(value.dtype)))
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.

@@ -52,7 +52,13 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     var: Tensor
-    count: Tensor | None = None
+    count: Tensor | None = None  # type: ignore[assignment]  # instead of a tuple's method of that name
+
+    @property
+    def unbiased_var(self) -> Tensor:
+        """The variance that divides by count - 1, which only running statistics use."""
+        count: Tensor = self.count  # type: ignore[assignment]  # of a batch: there is one
+        return self.var * (count / (count - 1))
 
 
 class Epilogue(NamedTuple):
@@ -93,7 +99,7 @@ class Sums(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of x, residual, weight and bias, each in the dtype of its tensor; None where there is no such tensor."""
+    """Gradients of x, residual, weight and bias, each in the dtype of its tensor; None for a tensor that is None."""
 
     dx: Tensor
     dresidual: Tensor | None
@@ -111,6 +117,12 @@ class Kernels(Protocol):
 
     def refusal(self, x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:
         """Return why this backend cannot compute the call, or None when it can."""
+
+    def target(self) -> str:
+        """Return the name of the instruction set that runs; empty where torch chooses it."""
+
+    def copied(self, x: Tensor) -> str | None:
+        """Return why ``x`` is copied before it is computed, or None when it is read in place."""
 
     def collect(self, x: Tensor, reduction: Reduction) -> Statistics:
         """Return the statistics of ``x``."""
@@ -169,7 +181,8 @@ class Kernels(Protocol):
     def update(self, running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
         """Move running statistics towards those of each group in turn, in place, rounding once per group.
 
-        The variance enters unbiased. A group with fewer than two values leaves them alone.
+        ``factor`` is the weight of a group: one for all, or a tensor of shape (G,). The variance enters unbiased. A
+        group with fewer than two values leaves them alone.
         """
 
 

@@ -52,6 +52,13 @@ def target() -> str:
     return str(_native.target())
 
 
+def copied(x: Tensor) -> str | None:
+    """Return why ``x`` is copied before it is computed, or None when it is read in place."""
+    if x.numel() == 0 or _native.walkable(x):
+        return None
+    return "it consists neither of contiguous planes nor of contiguous rows (channels_last)"
+
+
 def set_target(name: str) -> None:
     """Make one target run from now on.
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from batchnorm.kernels import native
@@ -23,14 +24,20 @@ _loaded: dict[str, Kernels] = {}
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which backend computes a tensor, and why.
+    """What computes a tensor, and why. Prints as a line, and one more for each reason.
 
     Attributes
     ----------
     backend : str
         Name of the backend that runs.
     forced : bool
-        Whether it was asked for by name (``BATCHNORM_BACKEND`` or `use_backend`).
+        Whether it was asked for by name (``BATCHNORM_BACKEND`` or `batchnorm.use_backend`).
+    target : str
+        Instruction set that runs; empty where torch chooses it.
+    threads : int or None
+        Threads that a large tensor is spread over; None on devices other than the CPU.
+    copied : str or None
+        Why the tensor is copied first; None when it is read in place.
     passed_over : dict of str to str
         The faster backends that do not run, each with its reason.
     subject : str
@@ -39,12 +46,19 @@ class Explanation:
 
     backend: str
     forced: bool
+    target: str
+    threads: int | None
+    copied: str | None
     passed_over: dict[str, str]
     subject: str
 
     def __str__(self) -> str:
         choice = "asked for by name" if self.forced else "the fastest that can"
-        lines = [f"{self.subject}: backend '{self.backend}' ({choice})"]
+        details = [f"backend '{self.backend}' ({choice})"]
+        details += [f"target {self.target}"] if self.target else []
+        details += [f"{self.threads} thread{'' if self.threads == 1 else 's'}"] if self.threads else []
+        lines = [f"{self.subject}: {', '.join(details)}"]
+        lines += [f"  copied first: {self.copied}"] if self.copied else []
         lines += [f"  not '{name}': {reason}" for name, reason in self.passed_over.items()]
         return "\n".join(lines)
 
@@ -81,7 +95,7 @@ def select(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | N
 
 
 def explain(x: Tensor) -> Explanation:
-    """Say which backend computes ``x``, and why not a faster one.
+    """Return what computes ``x``, and why.
 
     Parameters
     ----------
@@ -91,7 +105,7 @@ def explain(x: Tensor) -> Explanation:
     Returns
     -------
     Explanation
-        Prints as one line, and one more per backend passed over.
+        Backend, target, threads, whether the tensor is copied first, and the backends passed over with their reasons.
 
     Raises
     ------
@@ -101,16 +115,24 @@ def explain(x: Tensor) -> Explanation:
     Examples
     --------
     >>> import torch, batchnorm
-    >>> print(batchnorm.explain(torch.zeros(8, 3, 4, 4)))
-    (8, 3, 4, 4) torch.float32 on cpu: backend 'native' (the fastest that can)
+    >>> batchnorm.explain(torch.zeros(8, 3, 4, 4)).backend
+    'native'
     """
+    passed_over: dict[str, str] = {}
     if _forced is not None:
         _require_able(_forced, x)
-        return Explanation(_forced, True, {}, _describe(x))
-    reasons = {name: _load(name).refusal(x) for name in BACKENDS}
-    chosen = next(name for name, reason in reasons.items() if reason is None)
-    faster = BACKENDS[: BACKENDS.index(chosen)]
-    return Explanation(chosen, False, {name: str(reasons[name]) for name in faster}, _describe(x))
+        name = _forced
+    else:
+        for name in BACKENDS:
+            reason = _load(name).refusal(x)
+            if reason is None:
+                break
+            passed_over[name] = reason
+    kernels = _load(name)
+    threads = torch.get_num_threads() if x.device.type == "cpu" else None
+    return Explanation(
+        name, _forced is not None, kernels.target(), threads, kernels.copied(x), passed_over, _describe(x)
+    )
 
 
 def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:

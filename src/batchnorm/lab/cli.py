@@ -6,11 +6,9 @@ What is slow to import (torch, matplotlib) is imported by the command that needs
 import contextlib
 import io
 import re
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +17,9 @@ import tyro
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig, PageConfig
 from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
-from batchnorm.lab.compare.config import CompareConfig
+from batchnorm.lab.compare_command import run as run_compare
 from batchnorm.lab.errors import LabError
+from batchnorm.lab.experiments.compare import CompareCommand
 from batchnorm.lab.train_command import TrainCommand, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
@@ -71,10 +70,10 @@ class ModelsConfig:
 
 
 Config = (
-    ModelsConfig | CompareConfig | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
+    ModelsConfig | CompareCommand | TrainCommand | ReportConfig | CheckConfig | BenchConfig | PageConfig | ClaimsConfig
 )
 Command = (
-    Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[ModelsConfig, tyro.conf.subcommand("models")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -123,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case ClaimsConfig():
                 return _claims(command)
             case _:
-                return _compare(command)
+                return run_compare(command)
     except LabError as error:
         sentence = " ".join(str(error).split())
         if first_to_say(sentence):
@@ -134,65 +133,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _compare(config: CompareConfig) -> int:
-    from batchnorm.lab import data, environment  # torch
-    from batchnorm.lab.compare import trainer
-    from batchnorm.lab.compare.artefacts import RunWriter
-    from batchnorm.lab.compare.report import make_report
-    from batchnorm.lab.compare.terminal import plan, print_summary, training_bar
-    from batchnorm.lab.compare.wording import diverged
-    from batchnorm.lab.terminal import console
-
-    config = config.resolved()
-    assert config.lr is not None
-    assert config.steps is not None
-    dataset = data.load(config.data, config.data_dir)
-    writer = RunWriter.create(
-        config.out or _new_directory(config),
-        config={"command": command_line(config), **trainer.describe(config, dataset)},
-        environment=environment.environment(config.threads),
-    )
-    out = console()
-    out.print(
-        f"{plan(len(config.norm), len(config.lr), config.seeds, config.steps)}, into {writer.path}", soft_wrap=True
-    )
-    batchnorm.tune_allocator()  # the process is the command's own
-    interrupted = False
-    try:
-        with training_bar(out) as advance:
-            trainer.compare(config, dataset, writer, on_event=advance)
-    except KeyboardInterrupt:
-        interrupted = True
-    report = make_report(writer.path)
-    print_summary(out, report.summary)
-    _say(f"\nreport: {report.page}")
-    if interrupted:
-        sys.stderr.write("batchnorm: interrupted; the report is made from what was recorded\n")
-        return INTERRUPTED
-    if names := diverged(report.summary):
-        sys.stderr.write(f"batchnorm: diverged: {'; '.join(names)}\n")
-        return DIVERGED
-    return DONE
-
-
 def _report(config: ReportConfig) -> int:
-    from batchnorm.lab.claims.run import is_claim, make_page
-    from batchnorm.lab.compare.report import make_report as make_comparison  # matplotlib
-    from batchnorm.lab.compare.terminal import print_summary
-    from batchnorm.lab.recording import is_train_run
-    from batchnorm.lab.report import make_report
+    from batchnorm.lab.claims.run import make_page
+    from batchnorm.lab.recording import kind_of
+    from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console
 
     to = console()
-    alone = config.directories[0] if len(config.directories) == 1 and config.out is None else None
-    if alone is not None and is_claim(alone):
-        outcome = make_page(alone)
+    if len(config.directories) == 1 and config.out is None and kind_of(config.directories[0]) == "claim":
+        outcome = make_page(config.directories[0])
         outcome.show(to)
         page = outcome.page
-    elif alone is not None and (alone / "config.json").is_file() and not is_train_run(alone):
-        comparison = make_comparison(alone)
-        print_summary(to, comparison.summary)
-        page = comparison.page
     else:
         report = make_report(config.directories, config.out)
         report.show(to)
@@ -290,27 +241,6 @@ def _run_claims(config: RunClaims) -> int:
     return DONE if set(statuses.values()) == {HOLDS} else WRONG
 
 
-def command_line(config: CompareConfig) -> str:
-    """Write the command that repeats a comparison, with every setting, so that it outlives a change of defaults.
-
-    Parameters
-    ----------
-    config : CompareConfig
-        Resolved. ``out`` is left out: a repetition goes into a new directory.
-
-    Returns
-    -------
-    str
-    """
-    words = ["batchnorm", "compare"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name != "out" and value is not None:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{field.name.replace('_', '-')}", *(str(item) for item in values)]
-    return shlex.join(words)
-
-
 def _parse(arguments: list[str]) -> Config | None:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
     if arguments[0] == "train":  # its defaults may come from a file that the arguments name
@@ -356,11 +286,6 @@ def _one_line(box: str, command: str) -> str:
     wrong = re.match(r"Error parsing (\S+): no type matching (?:{None}\|)?(\S+) could be .* from \[(.*)\]", message)
     message = "{} must be one {}; got {}".format(*wrong.groups()) if wrong else message
     return f"{message.rstrip('.')}; see {command} --help" if message else box
-
-
-def _new_directory(config: CompareConfig) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return Path("runs") / f"compare-{config.data}-{config.model}-{stamp}"
 
 
 def _say(text: str) -> None:

@@ -11,8 +11,6 @@ import torch
 
 from batchnorm import __version__
 
-SEEDS = "a seed fixes the initial weights and the order of the batches, alike in every arm and at every learning rate"
-
 
 def environment(threads: int | None = None) -> dict[str, object]:
     """Describe this machine and the versions of what computes.
@@ -26,7 +24,7 @@ def environment(threads: int | None = None) -> dict[str, object]:
     -------
     dict
         Values that JSON can hold. ``commit`` is None when the package does not run from its own git checkout, and ends
-        in ``-dirty`` when the checkout has changes.
+        in ``-dirty`` when the checkout has changes. ``load`` is the number of busy processes of the last minute.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,9 +35,9 @@ def environment(threads: int | None = None) -> dict[str, object]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": threads or torch.get_num_threads(),
-        "seeds": SEEDS,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -52,8 +50,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    # Those that this process may use: in a container or under taskset that is fewer than the machine has.
+def cores() -> int:
+    """Count the cores that this process may use: in a container or under taskset fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -32,6 +32,7 @@ from batchnorm.lab.files import (
 )
 
 FORMAT = 1
+KINDS = ("train", "plan", "claim")
 STATUSES = ("finished", "diverged", "interrupted", "failed")
 
 Record = dict[str, Any]
@@ -247,10 +248,35 @@ class TrainRun:
         return [record for record in self.probes if record["probe"] == name]
 
 
-def is_train_run(path: Path) -> bool:
-    """Whether ``path`` is a run directory of ``batchnorm train``."""
-    config = Path(path) / "config.json"
-    return config.is_file() and read_mapping(config).get("kind") == "train"
+def kind_of(path: Path) -> str:
+    """Return the kind of a directory: "train", "plan" or "claim", as its config.json says.
+
+    Raises
+    ------
+    OutputError
+        It is no directory of the lab, or one of another version.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        what = "does not exist" if not path.exists() else "is a file" if path.is_file() else "holds no config.json"
+        raise OutputError(
+            f"{path} is not a run directory: it {what}; give a directory that `batchnorm train`, `compare` or `claims` "
+            "printed"
+        )
+    head = read_mapping(path / "config.json")
+    if head.get("kind") not in KINDS or head.get("format") != FORMAT:
+        raise OutputError(
+            f"{path / 'config.json'} must be of kind {', '.join(KINDS)} and format {FORMAT}; got {head.get('kind')!r} "
+            f"and {head.get('format')!r}, as another version wrote it; run it again, or report it with that version"
+        )
+    kind: str = head["kind"]
+    return kind
+
+
+def is_done(path: Path) -> bool:
+    """Return True for a run directory whose training has come to its end: finished, or diverged."""
+    status = Path(path) / "status.json"
+    return status.is_file() and read_mapping(status).get("status") in {"finished", "diverged"}
 
 
 def read_config(path: Path) -> Record:
@@ -271,17 +297,8 @@ def read_config(path: Path) -> Record:
         ``path`` is not a run directory of ``batchnorm train``, or the file is damaged.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        what = "does not exist" if not path.exists() else "is a file" if path.is_file() else "holds no config.json"
-        raise OutputError(
-            f"{path} is not a run directory: it {what}; give the directory that `batchnorm train` printed"
-        )
-    config = read_mapping(path / "config.json")
-    if config.get("kind") != "train" or config.get("format") != FORMAT:
-        raise OutputError(
-            f"{path / 'config.json'} must be of kind 'train' and format {FORMAT}; got {config.get('kind')!r} and "
-            f"{config.get('format')!r}; give a directory that this version of `batchnorm train` wrote"
-        )
+    if (kind := kind_of(path)) != "train":
+        raise OutputError(f"{path} is a {kind}, not a single run of `batchnorm train`; give one of its cells")
     return read_mapping(path / "config.json", require=("command", "config", "data", "model"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,12 +11,36 @@ from torch import Tensor, fx, nn
 
 from batchnorm import functional
 from batchnorm.kernels.activations import ACTIVATIONS
+from batchnorm.statistics.policies import BATCH, Policy
+
+#: The attributes that our layers have beyond torch's, with their defaults.
+EXTRAS: dict[str, Any] = {"activation": None, "statistics": BATCH}
+
+#: What `_BatchNorm.observe` calls: ``observer(layer, x, residual, activation)``.
+Observer = Callable[[nn.Module, Tensor, Tensor | None, str | None], None]
+
+
+class _Observers(tuple[Observer, ...]):
+    """The observers of one layer. Its copies and pickles have none."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Observers:
+        return _NOBODY
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Observers, ()
+
+
+_NOBODY = _Observers()
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that torch's own isinstance checks hold
-    """What the three layers share: everything but the ranks they accept."""
+    """Everything that the three layers share: all but the ranks they accept."""
 
-    activation: str | None
+    activation: str | None = EXTRAS["activation"]
+    statistics: Policy = EXTRAS["statistics"]
+    _observers: _Observers = _NOBODY
     _accepted: dict[int, str]  # rank -> shape, in words
 
     def __init__(
@@ -29,18 +55,29 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         *,
         bias: bool = True,
         activation: str | None = None,
+        statistics: Policy | None = None,
     ) -> None:
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be None or one of {sorted(ACTIVATIONS)}; got {activation!r}. "
-                "Leave it None and put another activation behind the layer."
+                "Leave it None and apply another activation after the layer."
+            )
+        if statistics is not None and not isinstance(statistics, Policy):
+            raise TypeError(
+                f"statistics must be a policy; got {statistics!r}. Leave it None for the statistics of the whole batch."
             )
         # torch before 2.13 has no argument `bias`: it is passed only where it says something.
         no_bias: dict[str, Any] = {} if bias else {"bias": False}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
         self.activation = activation
+        self.statistics = BATCH if statistics is None else statistics
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's name for it
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002  # torch's name for it
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Normalize ``input`` (x everywhere else), add ``residual``, apply the activation.
 
         Parameters
@@ -49,6 +86,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             Floating.
         residual : Tensor of shape (N, C, *), default=None
             Added before the activation.
+        mask : Tensor, default=None
+            The valid values, as a boolean tensor or as lengths; see `batchnorm.functional.batch_norm`.
 
         Returns
         -------
@@ -66,15 +105,45 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         if not isinstance(x, Tensor) and isinstance(x, fx.Proxy):
             # A leaf, as torch.nn's modules are to torch.fx; it would trace through those of other packages.
             tracer = x.tracer
-            proxy: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (x, residual), {})
+            given = (x,) if residual is None and mask is None else (x, residual, mask)
+            proxy: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), given, {})
             return proxy  # a stand-in for the tensor
-        return self._forward_with(x, residual, self.activation)
+        return self.call(x, residual, self.activation, mask)
 
-    def _forward_with(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-        """Be `forward` with the activation of one call: what `tools.convert` fuses into a call, not into the layer."""
+    def call(
+        self, x: Tensor, residual: Tensor | None = None, activation: str | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Normalize with the activation of this call instead of the layer's own.
+
+        Every call of the layer ends here: those of `forward`, and those into which `batchnorm.convert` has fused an
+        addition or an activation. No hooks run here; `observe` sees all of them.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, *)
+            Floating.
+        residual : Tensor of shape (N, C, *), default=None
+            Added before the activation.
+        activation : str, default=None
+            A name as in the constructor. None: nothing, whatever the layer's own activation.
+        mask : Tensor, default=None
+            As in `forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape, dtype and memory format of ``x``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `forward`.
+        """
+        for observer in self._observers:
+            observer(self, x, residual, activation)
         self._check_input_dim(x)
-        # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where somebody
-        # has put something else in their place: a parametrization, a pruned weight.
+        # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where a
+        # parametrization or pruning has put something else in their place.
         buffers, parameters = self._buffers, self._parameters
         running_mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean  # noqa: SIM401  # `get` would look the attribute up
         running_var = buffers["running_var"] if "running_var" in buffers else self.running_var  # noqa: SIM401
@@ -93,13 +162,40 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             self.eps,
             activation=activation,
             residual=residual,
+            mask=mask,
+            statistics=self.statistics,
             num_batches_tracked=self.num_batches_tracked if training and tracks else None,
         )
 
+    @contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Call ``observer(layer, x, residual, activation)`` before each call of the layer inside the block.
+
+        Unlike a forward hook it does not keep `batchnorm.convert` from fusing.
+
+        Parameters
+        ----------
+        observer : callable
+            It must leave the tensors alone; an exception that it raises ends the call.
+
+        Yields
+        ------
+        None
+        """
+        self.__dict__["_observers"] = _Observers((*self._observers, observer))
+        try:
+            yield
+        finally:
+            left = list(self._observers)
+            left.remove(observer)
+            del self.__dict__["_observers"]
+            if left:
+                self.__dict__["_observers"] = _Observers(left)
+
     def extra_repr(self) -> str:
-        """Return torch's description of the layer, and the activation where there is one."""
-        activation = "" if self.activation is None else f", activation={self.activation}"
-        return f"{super().extra_repr()}{activation}"  # type: ignore[no-untyped-call]  # torch has no annotation here
+        """Return torch's description of the layer, and the extras that are not at their defaults."""
+        extras = [f"{name}={getattr(self, name)}" for name, default in EXTRAS.items() if getattr(self, name) != default]
+        return ", ".join([super().extra_repr(), *extras])  # type: ignore[no-untyped-call]  # torch has no annotation here
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # torch's name for it
         if not isinstance(input, Tensor):
@@ -149,13 +245,15 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
     activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
+    statistics : Policy, default=None
+        Which values share statistics, and what is remembered of them. None: those of the whole batch.
 
     Raises
     ------
     ValueError
         Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
     TypeError
-        When called, a dtype that does not fit.
+        ``statistics`` is no policy; when called, a dtype that does not fit.
 
     Notes
     -----
@@ -205,13 +303,15 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
     activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
+    statistics : Policy, default=None
+        Which values share statistics, and what is remembered of them. None: those of the whole batch.
 
     Raises
     ------
     ValueError
         Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
     TypeError
-        When called, a dtype that does not fit.
+        ``statistics`` is no policy; when called, a dtype that does not fit.
 
     Notes
     -----
@@ -261,13 +361,15 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
         Whether an affine layer has a ``bias``. False needs a torch whose own layer has this argument.
     activation : {'relu', 'relu6', 'leaky_relu', 'silu', 'hardswish', 'gelu', 'sigmoid', 'tanh'}, default=None
         Applied to the result in the same pass.
+    statistics : Policy, default=None
+        Which values share statistics, and what is remembered of them. None: those of the whole batch.
 
     Raises
     ------
     ValueError
         Unknown activation; when called, an input that does not fit (see `batchnorm.functional.batch_norm`).
     TypeError
-        When called, a dtype that does not fit.
+        ``statistics`` is no policy; when called, a dtype that does not fit.
 
     Notes
     -----

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -153,30 +154,33 @@ def _absorbed(model: nn.Module) -> set[nn.Module]:
     }
 
 
-class _Observed:
-    """What stands in the place of a layer's ``_forward_with`` while somebody observes it."""
+class _Observer:
+    """Observe a layer for several probes, with one `Batch` for all of them."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.forward = type(module)._forward_with  # type: ignore[attr-defined]  # noqa: SLF001  # by swap.is_ours
-        self.observers: list[Callable[..., None]] = []
+    def __init__(self) -> None:
+        self.notes: list[Callable[..., None]] = []
+        self.stack = ExitStack()
 
-    def __call__(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    def __call__(self, module: nn.Module, x: Tensor, residual: Tensor | None, activation: str | None) -> None:
         batch = Batch(x) if isinstance(x, Tensor) and x.is_floating_point() else None
-        for observer in self.observers:
-            observer(self.module, batch, residual, activation)
-        y: Tensor = self.forward(self.module, x, residual, activation)
-        return y
+        for note in self.notes:
+            note(module, batch, residual, activation)
+
+
+_observers: WeakKeyDictionary[nn.Module, _Observer] = WeakKeyDictionary()
 
 
 @contextmanager
-def _observed(module: nn.Module, observer: Callable[..., None]) -> Iterator[None]:
-    attributes = module.__dict__
-    observed = attributes.setdefault("_forward_with", _Observed(module))
-    observed.observers.append(observer)
+def _observed(module: Any, note: Callable[..., None]) -> Iterator[None]:
+    observer = _observers.get(module)
+    if observer is None:
+        observer = _observers[module] = _Observer()
+        observer.stack.enter_context(module.observe(observer))
+    observer.notes.append(note)
     try:
         yield
     finally:
-        observed.observers.remove(observer)
-        if not observed.observers:
-            del attributes["_forward_with"]
+        observer.notes.remove(note)
+        if not observer.notes:
+            del _observers[module]
+            observer.stack.close()

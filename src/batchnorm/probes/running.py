@@ -21,6 +21,11 @@ class _Seen:
     running_var: Tensor
     batch: Statistics
 
+    @property
+    def several(self) -> bool:
+        """Whether there is a variance."""
+        return self.batch.count is not None and bool(self.batch.count > 1)
+
 
 class Running:
     r"""Compare the statistics of this batch with the running ones that evaluation uses (probe "running").
@@ -54,7 +59,7 @@ class Running:
 
     def measure(self, step: Step) -> Reading:  # noqa: ARG002  # the protocol's signature
         """Return the gaps of the last forward."""
-        layers = {self._calls.names[layer]: _gap(seen) for layer, seen in self._seen.items() if seen.count > 1}
+        layers = {self._calls.names[layer]: _gap(seen) for layer, seen in self._seen.items() if seen.several}
         self._seen.clear()
         return Reading(layers=layers)
 
@@ -78,8 +83,7 @@ class Running:
 def _gap(seen: _Seen) -> dict[str, Any]:
     eps = seen.layer.eps
     gap = (seen.batch.mean - seen.running_mean) * (seen.running_var + eps).rsqrt()
-    unbiased_var = seen.batch.var * (seen.batch.count / (seen.batch.count - 1))
-    ratio = (unbiased_var + eps) / (seen.running_var + eps)
+    ratio = (seen.batch.unbiased_var + eps) / (seen.running_var + eps)
     with np.errstate(invalid="ignore"):  # a network that diverges
         low, median, high = np.percentile(ratio.double().cpu().numpy(), (10, 50, 90)).tolist()
     return {

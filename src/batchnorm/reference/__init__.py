@@ -1,7 +1,7 @@
 """The textbook: batch normalization in NumPy float64, one line of code per numbered equation of ``DERIVATION.md``.
 
 It is written to be read beside the derivation and is the oracle of the test suite, so it prefers digits to speed.
-It imports NumPy and the standard library only. Each module is a section of one of the four chapters:
+It imports NumPy and the standard library only. Each module is a section of one of the five chapters:
 
 The layer (``DERIVATION.md``)
 
@@ -28,11 +28,19 @@ Descent (``DERIVATION_4_DESCENT.md``)
 - `schedules`: the learning rate over time.
 - `optimizers`: update rules, from plain descent to Adam.
 - `descent`: trajectories on functions that can be drawn, and convexity.
+
+Policies (``DERIVATION_5_POLICIES.md``)
+
+- `policies`: masks, ghost batches, keys and frozen statistics.
+- `renorm`: Batch Renormalization.
+- `averages`: half-life and debiased averages.
+- `ranks`: one batch on several ranks.
 """
 
 from batchnorm.reference import (
     activations,
     augmentation,
+    averages,
     batch_norm,
     convolution,
     descent,
@@ -44,6 +52,9 @@ from batchnorm.reference import (
     networks,
     optimizers,
     penalties,
+    policies,
+    ranks,
+    renorm,
     sandwiches,
     schedules,
     statistics,
@@ -54,6 +65,7 @@ from batchnorm.reference import (
 __all__ = [
     "activations",
     "augmentation",
+    "averages",
     "batch_norm",
     "convolution",
     "descent",
@@ -65,6 +77,9 @@ __all__ = [
     "networks",
     "optimizers",
     "penalties",
+    "policies",
+    "ranks",
+    "renorm",
     "sandwiches",
     "schedules",
     "statistics",

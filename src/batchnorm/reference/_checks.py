@@ -38,3 +38,12 @@ def probability(name: str, value: float | None) -> float:
     if value is None or not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], but is {value}. Try {name} / 100 if it is in per cent.")
     return value
+
+
+def check_variance(var: Array, eps: float) -> None:
+    """Raise ValueError unless eps is at least 0 and ``var + eps`` positive. NaN, the variance of no values, passes."""
+    if not eps >= 0 or np.any(var + eps <= 0):
+        raise ValueError(
+            f"var + eps must be positive in every channel and eps at least 0, but eps is {eps} and the smallest "
+            f"var is {np.min(var, initial=np.inf)}. Try eps=1e-5."
+        )

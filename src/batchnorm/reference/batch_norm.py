@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from batchnorm.reference._checks import check_variance
 from batchnorm.reference.activations import get_activation
 from batchnorm.reference.statistics import Array, as_batch, centre, from_rows, row_mean, row_sum, to_rows
 
@@ -276,11 +277,7 @@ def _normalize(
     weight = np.ones(x.shape[1]) if weight is None else _per_channel("weight", weight, x)
     bias = np.zeros(x.shape[1]) if bias is None else _per_channel("bias", bias, x)
     residual = np.zeros(x.shape) if residual is None else _like_x("residual", residual, x)
-    if not eps >= 0 or np.any(var + eps <= 0):
-        raise ValueError(
-            f"var + eps must be positive in every channel and eps at least 0, but eps is {eps} and the smallest "
-            f"var is {np.min(var, initial=np.inf)}. Try eps=1e-5."
-        )
+    check_variance(var, eps)
     std = np.sqrt(var + eps)  # (5)
     invstd = 1.0 / std  # (6)
     x_hat = centred * invstd  # (7)

@@ -73,15 +73,15 @@ def row_mean(rows: Array) -> Array:
     return row_sum(rows) / count if count else np.full(channels, np.nan)
 
 
-def centre(rows: Array) -> tuple[Array, Array]:
-    """Return the mean of the rows and what is left of them without it, both to a few ulp.
+def centre(rows: Array, counted: slice | NDArray[np.bool_] = slice(None)) -> tuple[Array, Array]:
+    """Return the mean of the counted rows and what is left of all rows without it, both to a few ulp.
 
     The mean is kept in two parts while it is subtracted. One float64 cannot hold the mean of values whose mean is
     1e6 times their deviation to better than 1e-10 deviations; the second part holds the rest. For rows of shape
     (count, C) the mean has shape (C,) and is rounded; the centred values are those of the unrounded mean.
     """
-    head = row_mean(rows)  # (61)
-    tail = row_mean(rows - head)  # (62)
+    head = row_mean(rows[counted])  # (61)
+    tail = row_mean(rows[counted] - head)  # (62)
     centred = (rows - head) - tail  # (2), (63)
     mean = head + tail  # (1)
     return mean, centred

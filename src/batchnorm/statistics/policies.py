@@ -6,30 +6,65 @@ differs from the batch normalization of the paper; no layer, kernel or derivativ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics, Sums
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics, Sums, values_per_channel
+from batchnorm.statistics.running import cumulative_factor, debiased_factor, momentum_of_half_life
 
 
-@dataclass(frozen=True)
+class Running(NamedTuple):
+    """The buffers of a layer before a batch enters them, and its eps; None where a layer has no such buffer."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    num_batches_tracked: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True, repr=False)
 class Policy:
-    """Normalize with the statistics of the whole batch; the base of every other policy."""
+    """Answer the three questions as the paper does: the base of every policy.
+
+    Parameters
+    ----------
+    on_single_value : {'error', 'running'}, default='error'
+        What a training batch with one value per channel does: raise as torch, or use the running statistics, which it
+        leaves as they are (DERIVATION 163).
+    """
+
+    _: KW_ONLY
+    on_single_value: Literal["error", "running"] = "error"
 
     #: Whether something happens between `collect` and `normalize`, or between `reduce` and `apply`.
     splits: ClassVar[bool] = False
     #: Whether the statistics that normalize are not those of the reduction alone.
     merges: ClassVar[bool] = False
+    #: Whether the weight of a batch is not simply the layer's momentum.
+    counts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Find out which of the seams the policy uses."""
         super().__init_subclass__()
         cls.merges = cls.merge is not Policy.merge or cls.total is not Policy.total
         cls.splits = cls.merges or cls.correct is not Policy.correct
+        cls.counts = cls.factor is not Policy.factor
 
-    def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:  # noqa: ARG002  # for those who look
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.on_single_value not in ("error", "running"):
+            raise ValueError(f"on_single_value must be 'error' or 'running'; got {self.on_single_value!r}.")
+
+    def __repr__(self) -> str:
+        """Return the constructor's call, with the arguments that are not at their defaults."""
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:
         """Return which values of ``x`` share statistics in training, or None to normalize with the running ones.
 
         Parameters
@@ -39,6 +74,8 @@ class Policy:
         mask : Tensor of shape (N, 1, *), bool, or None
             The valid values, where a mask was given.
         """
+        if values_per_channel(x) == 1 and self.on_single_value == "running":
+            return None
         return WHOLE_BATCH if mask is None else Reduction(mask=mask)
 
     def merge(self, statistics: Statistics) -> Statistics:
@@ -49,15 +86,334 @@ class Policy:
         """Return the sums of the backward pass over all values that share statistics, given those of this batch."""
         return sums
 
-    def correct(
-        self,
-        statistics: Statistics,  # noqa: ARG002  # for those who look
-        running: Statistics | None,  # noqa: ARG002
-        epilogue: Epilogue,
-    ) -> Epilogue:
-        """Return what follows the normalization, given its statistics and the running ones before this batch."""
+    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue) -> Epilogue:  # noqa: ARG002  # for those who look
+        """Return what follows the normalization, given its statistics and the buffers before this batch."""
         return epilogue
+
+    def factor(self, momentum: float | Tensor | None, batches: Tensor | None) -> float | Tensor:
+        """Return how much a batch weighs in the running statistics.
+
+        Parameters
+        ----------
+        momentum : float, Tensor of shape (), or None
+            The layer's.
+        batches : Tensor of shape (G,) or None
+            How many batches the average will hold, for each of the new ones; None without a counter.
+
+        Raises
+        ------
+        ValueError
+            There is no counter, and the weight depends on it.
+        """
+        return _counted(cumulative_factor, batches) if momentum is None else momentum
+
+    def remember(self, running: Running, statistics: Statistics, factor: float | Tensor) -> bool:  # noqa: ARG002  # as above
+        """Update the running statistics in place, or return False to have them averaged as in the paper."""
+        return False
+
+
+def _counted(factor: Callable[[Tensor], Tensor], batches: Tensor | None) -> Tensor:
+    if batches is None:
+        raise ValueError(
+            "an average that depends on the number of batches needs their counter; num_batches_tracked is None. "
+            "Pass that counter, or a momentum such as 0.1."
+        )
+    return factor(batches)
 
 
 #: The batch normalization of the paper.
 BATCH = Policy()
+
+
+@dataclass(frozen=True, repr=False)
+class Batch(Policy):
+    """Normalize with the statistics of the whole batch, as in the paper; the default.
+
+    Parameters
+    ----------
+    on_single_value : {'error', 'running'}, default='error'
+        What a training batch with one value per channel does: raise as torch, or use the running statistics.
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, :arxiv:`1502.03167`.
+    """
+
+
+@dataclass(frozen=True, repr=False)
+class Ghost(Policy):
+    """Normalize each group of ``size`` consecutive samples with its own statistics.
+
+    Outputs, gradients, running statistics and counter are those of a layer that is called once per group, in order.
+
+    Parameters
+    ----------
+    size : int
+        Samples in a group. The last group of a batch may be shorter.
+
+    Raises
+    ------
+    ValueError
+        ``size`` is below 1; when called, a batch whose last group has one value per channel.
+
+    References
+    ----------
+    Hoffer, Hubara and Soudry 2017, :arxiv:`1705.08741`, Algorithm 1. DERIVATION (165) to (167).
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm1d(3, statistics=batchnorm.Ghost(32))
+    >>> layer(torch.randn(128, 3)).shape, layer.num_batches_tracked
+    (torch.Size([128, 3]), tensor(4))
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(
+                f"the size of a ghost batch must be an integer of at least 1 sample; got {self.size!r}. Try 32."
+            )
+
+    def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:
+        """Return groups of the batch."""
+        whole = super().reduction(x, mask)
+        if whole is None or x.shape[0] <= self.size:
+            return whole
+        rest = x.shape[0] % self.size
+        if rest == 1 and x.numel() == x.shape[0] * x.shape[1]:
+            raise ValueError(
+                f"a ghost batch must have more than one value per channel; with size {self.size} the last one of "
+                f"{x.shape[0]} samples has 1. Try another size, or drop_last=True in the loader."
+            )
+        return Reduction(self.size, mask)
+
+
+@dataclass(frozen=True, repr=False)
+class Frozen(Policy):
+    """Normalize with the running statistics in training too, and leave them as they are.
+
+    References
+    ----------
+    DERIVATION (33), (161) with no value counted.
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm1d(3, statistics=batchnorm.Frozen())
+    >>> x = torch.randn(8, 3)
+    >>> torch.equal(layer.train()(x), layer.eval()(x)), layer.num_batches_tracked
+    (True, tensor(0))
+    """
+
+    def reduction(self, x: Tensor, mask: Tensor | None) -> None:
+        """Return None: the statistics are constants."""
+
+
+@dataclass(frozen=True, repr=False)
+class Cumulative(Policy):
+    """Remember the average of all batches seen, whatever the layer's momentum; ``momentum=None`` in torch's words.
+
+    References
+    ----------
+    DERIVATION (43).
+    """
+
+    def factor(self, momentum: float | Tensor | None, batches: Tensor | None) -> float | Tensor:  # noqa: ARG002  # not asked
+        """Return 1 over the number of batches."""
+        return _counted(cumulative_factor, batches)
+
+
+@dataclass(frozen=True, repr=False)
+class Debiased(Policy):
+    """Remember an exponential average in which the initial values 0 and 1 have no weight.
+
+    Parameters
+    ----------
+    momentum : float, default=None
+        Weight of a new batch in the long run, in (0, 1]. None: the layer's.
+    half_life : float, default=None
+        Instead of ``momentum``: the number of batches after which the weight of a batch has halved.
+
+    Raises
+    ------
+    ValueError
+        Both are given, or one is out of range.
+
+    References
+    ----------
+    DERIVATION (179) to (182). Kingma and Ba 2015, :arxiv:`1412.6980`, section 3.
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm1d(1, statistics=batchnorm.Debiased(0.01))
+    >>> y = layer(torch.tensor([[4.0], [6.0]]))
+    >>> layer.running_mean, layer.running_var
+    (tensor([5.]), tensor([2.]))
+    """
+
+    momentum: float | None = None
+    half_life: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        _check_average(self.momentum, self.half_life)
+
+    def factor(self, momentum: float | Tensor | None, batches: Tensor | None) -> float | Tensor:
+        """Return the weight of a new batch in the debiased average."""
+        momentum = _own(self.momentum, self.half_life, momentum)
+        if momentum is None:
+            return _counted(cumulative_factor, batches)
+        return _counted(lambda n: debiased_factor(momentum, n), batches)
+
+
+@dataclass(frozen=True, repr=False)
+class Exponential(Policy):
+    """Remember an exponential average given by its half-life, or by a momentum that overrides the layer's.
+
+    Parameters
+    ----------
+    momentum : float, default=None
+        Weight of a new batch, in (0, 1]. None: the layer's.
+    half_life : float, default=None
+        Instead of ``momentum``: the number of batches after which the weight of a batch has halved.
+
+    Raises
+    ------
+    ValueError
+        Both are given, or one is out of range.
+
+    References
+    ----------
+    DERIVATION (46), (179), (180).
+    """
+
+    momentum: float | None = None
+    half_life: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        _check_average(self.momentum, self.half_life)
+
+    def factor(self, momentum: float | Tensor | None, batches: Tensor | None) -> float | Tensor:
+        """Return the weight of a new batch."""
+        return super().factor(_own(self.momentum, self.half_life, momentum), batches)
+
+
+def _check_average(momentum: float | None, half_life: float | None) -> None:
+    if momentum is not None and half_life is not None:
+        raise ValueError(
+            f"momentum and half_life say the same thing; got {momentum} and {half_life}. Pass one of them."
+        )
+    if momentum is not None and not 0 < momentum <= 1:
+        raise ValueError(f"momentum must be in (0, 1]; got {momentum}. Try 0.1.")
+    if half_life is not None and not half_life > 0:
+        raise ValueError(f"half_life must be a positive number of batches; got {half_life}. Try 10.")
+
+
+def _own(momentum: float | None, half_life: float | None, of_layer: float | Tensor | None) -> float | Tensor | None:
+    if half_life is not None:
+        return momentum_of_half_life(half_life)
+    return of_layer if momentum is None else momentum
+
+
+@dataclass(frozen=True, repr=False)
+class Renorm(Policy):
+    r"""Correct the normalization by the batch towards that of the running statistics: Batch Renormalization.
+
+    .. math:: \hat x' = \frac{x - \mu}{q} F + D, \qquad F = \mathrm{clip}(q / \sigma, 1/r_{max}, r_{max}), \quad
+        D = \mathrm{clip}((\mu - \mu_{run}) / \sigma, -d_{max}, d_{max})
+
+    with :math:`q` and :math:`\sigma` the deviations of the batch and of the running statistics. No gradient passes
+    through F and D.
+
+    Parameters
+    ----------
+    rmax, dmax : float, default=3.0 and 5.0
+        Bounds of the correction; 1 and 0: none.
+    start, rmax_end, dmax_end : int, default=5000, 40000 and 25000
+        Batches after which the bounds begin to open, linearly from 1 and 0, and after which each is open. With
+        ``rmax_end`` or ``dmax_end`` not above ``start`` a bound opens at once.
+    average : {'deviation', 'variance'}, default='deviation'
+        What is averaged over batches: the biased deviation :math:`q`, as in the paper, or the unbiased variance, as in
+        batch normalization. Both keep ``running_var`` so that evaluation divides by :math:`\sigma`.
+
+    Raises
+    ------
+    ValueError
+        ``rmax`` below 1, ``dmax`` below 0, or an unknown ``average``.
+
+    References
+    ----------
+    Ioffe 2017, :arxiv:`1702.03275`, Algorithm 1. DERIVATION (169) to (176).
+
+    Examples
+    --------
+    >>> import batchnorm
+    >>> layer = batchnorm.BatchNorm2d(64, momentum=0.01, statistics=batchnorm.Renorm())
+    """
+
+    rmax: float = 3.0
+    dmax: float = 5.0
+    start: int = 5000
+    rmax_end: int = 40000
+    dmax_end: int = 25000
+    average: Literal["deviation", "variance"] = "deviation"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        if not self.rmax >= 1 or not self.dmax >= 0:
+            raise ValueError(
+                f"rmax must be at least 1 and dmax at least 0; got {self.rmax} and {self.dmax}. "
+                "Try 3 and 5, or 1 and 0 for no correction."
+            )
+        if self.average not in ("deviation", "variance"):
+            raise ValueError(f"average must be 'deviation' or 'variance'; got {self.average!r}.")
+
+    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue) -> Epilogue:
+        """Return an epilogue with the correction in its weight and bias."""
+        if running.mean is None or running.var is None:
+            raise ValueError(
+                "Batch Renormalization needs running statistics; the layer has none. Try track_running_stats=True."
+            )
+        mean, var = statistics.mean[0].detach(), statistics.var[0].detach()
+        rmax, dmax = self.bounds(running.num_batches_tracked, mean)
+        sigma = (running.var.to(var.dtype) + running.eps).sqrt()
+        factor = torch.clamp((var + running.eps).sqrt() / sigma, 1 / rmax, rmax)
+        summand = torch.clamp((mean - running.mean.to(mean.dtype)) / sigma, -dmax, dmax)
+        weight, bias = epilogue.weight, epilogue.bias
+        corrected = factor if weight is None else weight * factor
+        added = summand if weight is None else weight * summand
+        return epilogue._replace(weight=corrected, bias=added if bias is None else bias + added)
+
+    def bounds(self, batches: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rmax and dmax after so many batches, with the dtype of ``like``; open where there is no counter."""
+
+        def opened(end: int) -> Tensor:
+            if batches is None:
+                return like.new_ones(())
+            seen, span = (batches - self.start).to(like.dtype), end - self.start
+            return (seen / span).clamp(0, 1) if span > 0 else (seen >= 0).to(like.dtype)
+
+        return 1 + (self.rmax - 1) * opened(self.rmax_end), self.dmax * opened(self.dmax_end)
+
+    def remember(self, running: Running, statistics: Statistics, factor: float | Tensor) -> bool:
+        """Average the deviation where the paper does."""
+        if self.average == "variance":
+            return False
+        assert running.mean is not None
+        assert running.var is not None
+        wide = statistics.var.dtype
+        with torch.no_grad():
+            sigma = (running.var.to(wide) + running.eps).sqrt()
+            q = (statistics.var[0] + running.eps).sqrt()
+            running.mean.copy_(torch.lerp(running.mean.to(wide), statistics.mean[0], factor))
+            running.var.copy_(torch.lerp(sigma, q, factor).square() - running.eps)
+        return True

@@ -40,8 +40,10 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     mean = a.mean + share_b * apart
     var = share_a * a.var + share_b * b.var + (share_a * share_b) * apart**2
 
+    empty_a, empty_b = a.count < 1, b.count < 1
+
     def unless_empty(of_a: Tensor, of_b: Tensor, of_both: Tensor) -> Tensor:
-        return torch.where(b.count == 0, of_a, torch.where(a.count == 0, of_b, of_both))
+        return torch.where(empty_b, of_a, torch.where(empty_a, of_b, of_both))
 
     return Statistics(unless_empty(a.mean, b.mean, mean), unless_empty(a.var, b.var, var), count)
 
@@ -64,7 +66,8 @@ class Population:
         """Take in one batch, of shape (N, C, *)."""
         if values_per_channel(x) > 0:
             new = registry.select(x).collect(x.detach(), WHOLE_BATCH)
-            self.merge(Population(self.name, new, new.var * new.count, 1))
+            within = new.var * new.count  # type: ignore[operator]  # of a batch: it has one
+            self.merge(Population(self.name, new, within, 1))
 
     def merge(self, other: Population) -> None:
         """Take in what has been seen elsewhere."""

@@ -199,7 +199,7 @@ def normalize(
     Shapes and dtypes are unknown while tracing: an addition that broadcasts or promotes is found here, in each call.
     """
     if isinstance(x, Tensor) and (residual is None or _alike(x, residual)):
-        y: Tensor = layer._forward_with(x, residual, activation)  # noqa: SLF001  # made for this caller
+        y: Tensor = layer.call(x, residual, activation)
         return y
     y = layer(x)
     if residual is not None:

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar, overload
 
 from torch import nn
 
+from batchnorm.nn.batch_norm import EXTRAS
 from batchnorm.tools import blocks, fuse, swap
 from batchnorm.tools.report import Report, Row
 from batchnorm.tools.walk import normalizations, require_module
@@ -150,7 +151,7 @@ def _all_or_nothing(model: nn.Module) -> Iterator[None]:
     except BaseException:
         for module, cls, attributes in former:
             object.__setattr__(module, "__class__", cls)
-            for name in (blocks.PATHS, "activation"):
+            for name in (blocks.PATHS, *EXTRAS):
                 module.__dict__.pop(name, None)
                 if name in attributes:
                     module.__dict__[name] = attributes[name]

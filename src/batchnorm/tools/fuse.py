@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from batchnorm.nn.batch_norm import EXTRAS
 from batchnorm.tools import blocks, patterns, swap, trace
 from batchnorm.tools.walk import has_hooks
 
@@ -149,7 +150,7 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     watched: dict[str, dict[str, Any]] = {}
     found = [chain for chain in patterns.chains(module, one.graph) if chain.what]
     for chain in found:
-        watched |= {str(chain.call.target): {"activation": None}} | chain.conditions
+        watched |= {str(chain.call.target): {"activation": EXTRAS["activation"]}} | chain.conditions
     for chain in found:
         _rewrite(one.graph, chain)
     conditions = [

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.nn.batch_norm import EXTRAS
 
 OURS: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 TORCH = {ours: theirs for theirs, ours in OURS.items()}
@@ -27,7 +28,7 @@ def to_ours(module: nn.Module) -> str | None:
     reason = _refusal(module)
     if reason is None:
         _exchange(module, OURS)
-        module.__dict__["activation"] = None
+        module.__dict__.update(EXTRAS)
     return reason
 
 
@@ -35,10 +36,13 @@ def to_torch(module: nn.Module) -> str | None:
     """Make the object torch's layer, or return why not."""
     if _plain(module) not in TORCH:
         return f"{_kind(module)} is not one of this package's layers"
-    if module.activation is not None:
-        return f"torch's layer has no activation, and this one has activation={module.activation!r}"
+    for name, default in EXTRAS.items():
+        value = getattr(module, name)
+        if value != default:
+            return f"torch's layer has no {name}, and this one has {name}={value!r}"
     _exchange(module, TORCH)
-    del module.__dict__["activation"]
+    for name in EXTRAS:
+        module.__dict__.pop(name, None)
     return None
 
 
@@ -56,8 +60,9 @@ def _refusal(module: nn.Module) -> str | None:
         return f"{kind} is not exactly torch.nn's class: its own forward might be lost"
     if "forward" in module.__dict__:
         return "its forward was replaced on this object"
-    if "activation" in module.__dict__ or "activation" in module._modules:  # noqa: SLF001  # what getattr would find
-        return "it has an attribute 'activation' of its own, which is a name that our layer uses"
+    for name in EXTRAS:
+        if name in module.__dict__ or name in module._modules:  # noqa: SLF001  # what getattr would find
+            return f"it has an attribute {name!r} of its own, which is a name that our layer uses"
     return None
 
 

@@ -67,7 +67,7 @@ def test_hovering_shows_the_values_of_every_arm_there(opened: Browser) -> None:
         "JSON.parse(document.getElementById('chart-data').textContent).charts[0].variants[0].series"
         ".map(one => one.mean[one.step.indexOf(200)])"
     )
-    for name, mean in zip(("norm=none", "norm=batch"), carried, strict=True):
+    for name, mean in zip(("no normalization", "batch norm"), carried, strict=True):
         (row,) = [row for row in rows if name in row and "diverged" not in row]
         assert f"{float(f'{100 * mean:.4g}'):g}%" in row
         assert " to " in row  # the band
@@ -122,7 +122,7 @@ def test_a_chart_switches_its_part_and_its_scale(opened: Browser) -> None:
 def test_arrow_keys_read_a_chart_aloud(opened: Browser) -> None:
     opened.run(f"document.querySelector('{ACCURACY} .plot svg').focus()")
     opened.press("Home")
-    assert opened.run("document.getElementById('spoken').textContent").startswith("step 0. norm=none: ")
+    assert opened.run("document.getElementById('spoken').textContent").startswith("step 0. no normalization: ")
     opened.press("ArrowRight")
     assert opened.run("document.getElementById('spoken').textContent").startswith("step 40. ")
     opened.press("ArrowLeft")

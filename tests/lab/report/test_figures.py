@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from batchnorm.lab.recording import Recorder
-from batchnorm.lab.report.arms import read_arms
-from batchnorm.lab.report.charts import charts
+from batchnorm.lab.report.charts import charts, shown_arms
 from batchnorm.lab.report.figures import pictures
+from batchnorm.lab.report.numbers import summarize
+from batchnorm.lab.report.study import read_study
 from lab.synthetic_train import ENVIRONMENT, config, write_run
 
 
 def test_every_panel_shows_the_whole_of_its_curves(tmp_path: Path) -> None:
     probes = ("activations", "gradients", "running", "shift", "landscape")
     given = {"steps": 200, "evaluations": 8, "records": 100, "probes": probes}
-    arms = read_arms([write_run(tmp_path / norm, norm=norm, **given) for norm in ("none", "batch")])
-    drawn = charts(arms, "test")
-    training, layers = pictures(arms, drawn)
+    study = read_study([write_run(tmp_path / norm, norm=norm, **given) for norm in ("none", "batch")])
+    numbers = summarize(study)
+    drawn = charts(study, numbers, None)
+    training, layers = pictures(study, shown_arms(study, numbers), drawn)
     panels = [(chart, one) for chart in drawn for one in chart.quantities]
     assert any(chart.log for chart in drawn)
     for axes, (chart, one) in zip(training.figure.axes, panels, strict=False):
@@ -40,8 +42,9 @@ def test_a_run_that_blew_up_does_not_flatten_the_others(tmp_path: Path) -> None:
         for step, loss in enumerate(losses):
             recorder.metrics("train", step=step, epoch=step, seconds=step, loss=loss)
         recorder.end(status=status, step=3)
-    arms = read_arms(paths)
-    (picture,) = pictures(arms, charts(arms, None))
+    study = read_study(paths)
+    numbers = summarize(study)
+    (picture,) = pictures(study, shown_arms(study, numbers), charts(study, numbers, None))
     (axes,) = [axes for axes in picture.figure.axes if axes.has_data()]
     assert axes.get_ylim()[1] < 3
     (cross,) = [line for line in axes.lines if line.get_marker() == "X"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from batchnorm.lab.recording import Recorder
-from batchnorm.lab.report.arms import read_arms
 from batchnorm.lab.report.charts import charts, data
 from batchnorm.lab.report.layers import BUDGET, HEIGHTS, watched
+from batchnorm.lab.report.numbers import summarize
+from batchnorm.lab.report.study import read_study
 from lab.synthetic_train import ENVIRONMENT, config, write_records, write_run
 
 
@@ -24,7 +25,7 @@ def _probed(path: Path, steps: list[int], layers: dict) -> Path:
 
 def test_layers_keep_their_order_and_what_is_missing_is_nan(tmp_path: Path) -> None:
     path = _probed(tmp_path / "run", [0, 5], {"z.9": {"p15": -1.0, "p50": 0.5, "p85": 2.0}, "a.1": {"p50": None}})
-    (one,) = watched(read_arms([path]), "activations")
+    (one,) = watched(read_study([path]).arms, "activations")
     assert one.names == ["z.9", "a.1"]
     np.testing.assert_array_equal(one.values["p50"], [[0.5, np.nan], [0.5, np.nan]])
     np.testing.assert_array_equal(one.values["p85"], [[2, np.nan], [2, np.nan]])
@@ -39,7 +40,7 @@ def test_a_histogram_becomes_one_character_for_each_bin(tmp_path: Path) -> None:
         "c": {"low": 0, "high": 0, "counts": [0]},
     }
     path = _probed(tmp_path / "run", [0], {name: {"p50": 0.0, "histogram": one} for name, one in given.items()})
-    (one,) = watched(read_arms([path]), "activations")
+    (one,) = watched(read_study([path]).arms, "activations")
     assert one.bins == [["01vZ", "", ""]]
     assert [HEIGHTS.index(character) for character in "01vZ"] == [0, 1, 31, 61]
     np.testing.assert_array_equal(one.edges[0, 0], [-2, 2])
@@ -47,7 +48,7 @@ def test_a_histogram_becomes_one_character_for_each_bin(tmp_path: Path) -> None:
 
 def test_many_steps_of_many_layers_are_thinned_evenly(tmp_path: Path) -> None:
     layers = {f"layer.{n}": {"p15": 1.0, "p50": 2.0, "p85": 3.0, "saturated": 0.1, "dead": 0.0} for n in range(110)}
-    (one,) = watched(read_arms([_probed(tmp_path / "run", list(range(0, 2_000, 10)), layers)]), "activations")
+    (one,) = watched(read_study([_probed(tmp_path / "run", list(range(0, 2_000, 10)), layers)]).arms, "activations")
     assert (one.steps[0], one.steps[-1]) == (0, 1990)
     assert one.steps.size * 110 * len(one.values) <= BUDGET
     gaps = np.diff(one.steps)
@@ -56,11 +57,11 @@ def test_many_steps_of_many_layers_are_thinned_evenly(tmp_path: Path) -> None:
 
 def test_arms_with_other_names_and_without_bn_stand_side_by_side(tmp_path: Path) -> None:
     probes = ("activations", "running")
-    arms = read_arms([
+    study = read_study([
         write_run(tmp_path / "a", norm="none", steps=50, evaluations=2, records=2, probes=probes),
         write_run(tmp_path / "b", norm="batch", steps=50, evaluations=2, records=2, probes=probes),
     ])  # fmt: skip
-    carried = data(arms, charts(arms, "test"))["layers"]
+    carried = data(study, study.arms, charts(study, summarize(study), None))["layers"]
     assert [one["names"] for one in carried["probes"]["activations"]] == [
         ["layers.2", "layers.4", "layers.6"], ["layers.2", "layers.5", "layers.8"],
     ]  # fmt: skip
@@ -79,9 +80,9 @@ def test_gradients_stand_beside_those_of_the_same_layer(tmp_path: Path) -> None:
 
     plain = run(tmp_path / "a", "none", ["0", "2"], [])
     normalized = run(tmp_path / "b", "batch", ["0", "1", "3"], ["1"])
-    found = watched(read_arms([plain, normalized]), "gradients")
+    found = watched(read_study([plain, normalized]).arms, "gradients")
     assert [one.names for one in found] == [["0", "2"], ["0", "3"]]
-    (alone,) = watched(read_arms([normalized]), "gradients")
+    (alone,) = watched(read_study([normalized]).arms, "gradients")
     assert alone.names == ["0", "1", "3"]
 
 
@@ -92,11 +93,12 @@ def test_the_line_of_the_landscape_is_the_loss_and_its_band_the_range(tmp_path: 
         scalars = {"loss": 1.0 * step, "loss_low": 0.5 * step, "loss_high": 3.0 * step}
         recorder.probe("landscape", step=step, epoch=step, scalars=scalars, layers={})
     recorder.end(status="finished", step=2)
-    (chart,) = [one for one in charts(read_arms([tmp_path / "run"]), None) if one.name == "landscape"]
+    study = read_study([tmp_path / "run"])
+    (chart,) = [one for one in charts(study, summarize(study), None) if one.name == "landscape"]
     series = chart.quantities[0].series[0]
     np.testing.assert_array_equal([series.low, series.mean, series.high], [[0.5, 1.0], [1, 2], [3, 6]])
 
 
 def test_runs_without_probes_have_no_layers(tmp_path: Path) -> None:
-    arms = read_arms([write_records(tmp_path / "run", [0.5])])
-    assert data(arms, charts(arms, "test"))["layers"] == {"views": [], "probes": {}}
+    study = read_study([write_records(tmp_path / "run", [0.5])])
+    assert data(study, study.arms, charts(study, summarize(study), None))["layers"] == {"views": [], "probes": {}}

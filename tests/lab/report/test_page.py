@@ -30,14 +30,14 @@ def test_the_page_says_the_numbers_the_settings_and_the_commands(tmp_path: Path)
              for norm in ("none", "batch") for seed in (0, 1)]  # fmt: skip
     report = make_report(paths, tmp_path / "page")
     text = html.unescape(report.page.read_text(encoding="utf-8"))
-    answer = verdict(report.arms, report.numbers)
-    cells = [cell for table in tables(report.numbers) for row in table.rows for cell in row]
+    answer = verdict(report.study, report.numbers)
+    cells = [cell for table in tables(report.study, report.numbers) for row in table.rows for cell in row]
     commands = [config(norm=norm, seed=seed)["command"] for norm in ("none", "batch") for seed in (0, 1)]
     for sentence in [answer.headline, *answer.numbers, *answer.limits, *cells, *commands]:
         assert sentence in text
     assert "batchnorm report" in text
     summary = json.loads((tmp_path / "page/summary.json").read_text())
-    assert summary["arms"][1]["final_accuracy"]["mean"] == report.numbers.arms[1].final_accuracy.mean
+    assert summary["groups"][1]["arms"]["0.0"]["final_accuracy"]["mean"] == report.numbers.arms[1].final_accuracy.mean
     assert {path.name for path in (tmp_path / "page/figures").iterdir()} == {"over-training.png", "layers.png"}
 
 
@@ -131,7 +131,9 @@ def test_the_command_prints_the_same_numbers_and_refuses_in_one_line(tmp_path: P
     other = write_records(tmp_path / "b", [0.5, 0.875])
     assert cli.main(["report", str(one), str(other), "--out", str(tmp_path / "page")]) == 0
     printed = capsys.readouterr()
-    assert "norm=batch reached the best accuracy of norm=none (75.0%) in about as many steps" in printed.out
+    assert (
+        "Batch norm reached the accuracy that no normalization ended with (75.0%) in about as many steps" in printed.out
+    )
     assert printed.out.endswith(f"\nreport: {tmp_path / 'page/report.html'}\n")
     assert "87.5%" in printed.out
     for arguments, message in (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from batchnorm.lab.report.arms import read_arms
 from batchnorm.lab.report.series import Track, combine, quantity, thin, track
+from batchnorm.lab.report.study import read_study
 from lab.synthetic_train import write_records, write_run
 
 NAN = np.nan
@@ -72,10 +72,10 @@ def test_a_band_keeps_the_extremes_of_its_runs_not_of_their_mean() -> None:
 
 
 def test_a_lost_run_is_drawn_alone_and_enters_no_mean(tmp_path: Path) -> None:
-    arms = read_arms([
+    arms = read_study([
         write_records(tmp_path / "a", [0.5, 0.7]),
         write_records(tmp_path / "b", [0.1], seed=1, status="diverged"),
-    ])  # fmt: skip
+    ]).arms  # fmt: skip
     found = quantity(arms, "", lambda run: run.of_kind("test"), lambda record: record["accuracy"])
     assert found is not None
     np.testing.assert_array_equal(found.series[0].mean, [0.5, 0.7])
@@ -84,7 +84,7 @@ def test_a_lost_run_is_drawn_alone_and_enters_no_mean(tmp_path: Path) -> None:
 
 
 def test_probes_take_their_seconds_from_the_metrics(tmp_path: Path) -> None:
-    arms = read_arms([write_run(tmp_path / "run", steps=100, evaluations=4)])
+    arms = read_study([write_run(tmp_path / "run", steps=100, evaluations=4)]).arms
     found = quantity(
         arms, "", lambda run: run.of_probe("gradients"), lambda record: record["scalars"].get("gradient_norm")
     )

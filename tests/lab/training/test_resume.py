@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import batchnorm
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import read_train_run
 from batchnorm.lab.training import Interrupted, train
+from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.run import Talk
 from lab.training.runs import assert_same_run, config, points, without_times
 
@@ -61,39 +63,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: Path, killed: Pa
 
 
 def test_the_comparison_would_see_another_random_state(whole: Path, tmp_path: Path, monkeypatch) -> None:
-    _interrupt_after(13, monkeypatch)
     with pytest.raises(Interrupted):
-        train(config(tmp_path / "run"), dataset=points())
-    monkeypatch.undo()
+        train(config(tmp_path / "run"), dataset=points(), talk=_ctrl_c_after(12))
     monkeypatch.setattr("batchnorm.lab.training.loop.restore_random_state", lambda _state: torch.manual_seed(1))
     train(resume=tmp_path / "run", dataset=points())
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "run", whole)
 
 
-def _interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a Ctrl-C while it takes a step."""
-    from batchnorm.lab.training.step import Stepper
+def _ctrl_c_after(step: int, said: Callable[[str], None] = lambda _: None) -> Talk:
+    """Send this process one Ctrl-C when it reports ``step``, a multiple of a cadence: the next step is its last."""
+    reports = []
 
-    real, calls = Stepper.__call__, []
-
-    def stepping(*arguments, **settings):
-        calls.append(1)
-        if len(calls) == step:
+    def report(progress: Progress) -> None:
+        if progress.step == step and not reports:
+            reports.append(progress)
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments, **settings)
 
-    monkeypatch.setattr(Stepper, "__call__", stepping)
+    return Talk(said, report)
 
 
-@pytest.mark.parametrize("step", [1, 13, 20])
-def test_ctrl_c_ends_the_step_writes_a_checkpoint_and_is_resumed_exactly(whole, tmp_path, monkeypatch, step) -> None:
+@pytest.mark.parametrize("step", [1, 13, 21])
+def test_ctrl_c_ends_the_step_writes_a_checkpoint_and_is_resumed_exactly(whole, tmp_path, step) -> None:
     path = tmp_path / "run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    _interrupt_after(step, monkeypatch)
     with pytest.raises(Interrupted) as interruption:
-        train(config(path), dataset=points())
-    monkeypatch.undo()
+        train(config(path), dataset=points(), talk=_ctrl_c_after(step - 1))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert interruption.value.outcome.step == step
     run = read_train_run(path)
@@ -103,12 +98,10 @@ def test_ctrl_c_ends_the_step_writes_a_checkpoint_and_is_resumed_exactly(whole, 
     assert_same_run(path, whole)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tmp_path, monkeypatch) -> None:
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tmp_path) -> None:
     path, said = tmp_path / "run", []
-    _interrupt_after(17, monkeypatch)
     with pytest.raises(Interrupted):
-        train(config(path), dataset=points())
-    monkeypatch.undo()
+        train(config(path), dataset=points(), talk=_ctrl_c_after(16))
     before, last = sorted((path / "checkpoints").iterdir())
     assert (before.name[:13], last.name[:13]) == ("step-00000015", "step-00000017")
     content = bytearray(last.read_bytes())
@@ -152,7 +145,7 @@ def test_a_finished_run_goes_on_only_for_longer(whole: Path, tmp_path: Path) -> 
     assert set(other.config["resumed"][0]["changed"]) == {"steps", "log_every"}
 
 
-def test_what_was_given_as_objects_is_resumed_with_the_same_objects(tmp_path: Path, monkeypatch) -> None:
+def test_what_was_given_as_objects_is_resumed_with_the_same_objects(tmp_path: Path) -> None:
     def network() -> torch.nn.Module:
         torch.manual_seed(0)
         layers = torch.nn.Linear(6, 8), batchnorm.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
@@ -160,10 +153,8 @@ def test_what_was_given_as_objects_is_resumed_with_the_same_objects(tmp_path: Pa
 
     plain = {"model": "mine", "hidden": None, "dropout": 0.0}
     train(config(tmp_path / "whole", **plain), dataset=points(), model=network())
-    _interrupt_after(9, monkeypatch)
     with pytest.raises(Interrupted):
-        train(config(tmp_path / "run", **plain), dataset=points(), model=network())
-    monkeypatch.undo()
+        train(config(tmp_path / "run", **plain), dataset=points(), model=network(), talk=_ctrl_c_after(8))
     train(resume=tmp_path / "run", dataset=points(), model=network())
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert read_train_run(tmp_path / "run").config["model"]["name"] == "Sequential"

@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from batchnorm.lab.report.arms import settings_of
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,13 +22,11 @@ import batchnorm
 from batchnorm.lab import cli, files
 from batchnorm.lab.data import InMemory
 from batchnorm.lab.errors import LabError, OutputError
-from batchnorm.lab.recording import read_train_run
-from batchnorm.lab.report.arms import settings_of
+from batchnorm.lab.recording import TrainRun, read_train_run
 from batchnorm.lab.training import TrainConfig, checkpoints, train
 from batchnorm.lab.training.evaluation import evaluation_mode, fixed_subset
 from batchnorm.lab.training.progress import Progress, training_progress
-from batchnorm.lab.training.run import Talk
-from batchnorm.lab.training.step import Stepper
+from batchnorm.lab.training.run import Talk, Training
 from lab.training.runs import assert_same_run, config, points
 
 
@@ -79,18 +79,45 @@ def test_records_come_when_they_are_due(tmp_path: Path) -> None:
     assert run.config["config"]["seed"] == 0
 
 
-def test_the_recorded_loss_is_the_mean_over_the_steps_since_the_last_record(tmp_path: Path, monkeypatch) -> None:
-    losses, real = [], Stepper.__call__
-
-    def stepping(*arguments, **settings):
-        loss, readings = real(*arguments, **settings)
-        losses.append(loss.item())
-        return loss, readings
-
-    monkeypatch.setattr(Stepper, "__call__", stepping)
-    train(config(tmp_path / "run", steps=10), dataset=points())
+def test_the_recorded_loss_is_the_mean_over_the_steps_since_the_last_record(tmp_path: Path) -> None:
+    losses: list[float] = []
+    training = Training(config(tmp_path / "run", steps=10), dataset=points())
+    for step in training:
+        pending = training.loop.at.losses
+        losses += [float(pending[-1])] if pending else [math.nan]  # averaged into the record of this step
+        assert len(losses) == step
     found = [record["loss"] for record in read_train_run(tmp_path / "run").of_kind("train")]
-    assert found == pytest.approx([sum(losses[i:j]) / (j - i) for i, j in ((0, 4), (4, 8), (8, 10))])
+    every = [record["loss"] for record in _every_step(tmp_path / "every").of_kind("train")]
+    assert losses == pytest.approx([math.nan if k in {4, 8, 10} else every[k - 1] for k in range(1, 11)], nan_ok=True)
+    assert found == pytest.approx([sum(every[i:j]) / (j - i) for i, j in ((0, 4), (4, 8), (8, 10))])
+
+
+def _every_step(path: Path) -> TrainRun:
+    train(config(path, steps=10, log_every=1), dataset=points())
+    return read_train_run(path)
+
+
+def test_two_trainings_that_take_turns_are_the_two_alone(tmp_path: Path) -> None:
+    plain = {"dropout": 0.0}  # nothing draws from the generator that they share
+    for seed in (1, 2):
+        train(config(tmp_path / f"alone{seed}", seed=seed, **plain), dataset=points())
+    turns = [Training(config(tmp_path / f"turns{seed}", seed=seed, **plain), dataset=points()) for seed in (1, 2)]
+    for _ in zip(*turns, strict=True):
+        pass
+    for seed in (1, 2):
+        assert_same_run(tmp_path / f"turns{seed}", tmp_path / f"alone{seed}")
+
+
+def test_a_training_that_is_left_after_some_steps_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+    training = Training(config(tmp_path / "run"), dataset=points())
+    for step in training:
+        if step == 13:
+            break
+    assert (training.outcome.status, training.outcome.step) == ("interrupted", 13)
+    assert read_train_run(tmp_path / "run").reason == "no more steps were asked for"
+    train(config(tmp_path / "whole"), dataset=points())
+    train(resume=tmp_path / "run", dataset=points())
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_training_does_not_depend_on_what_is_looked_at(tmp_path: Path) -> None:
@@ -191,32 +218,25 @@ def test_a_target_accuracy_ends_the_run(tmp_path: Path) -> None:
         MemoryError(),
     ],
 )
-def test_out_of_memory_says_what_to_reduce_and_keeps_the_records(tmp_path: Path, monkeypatch, error) -> None:
-    _fail_at(10, error, monkeypatch)
+def test_out_of_memory_says_what_to_reduce_and_keeps_the_records(tmp_path: Path, error) -> None:
     with pytest.raises(LabError, match="not enough memory for step 10; take a smaller batch_size, or accumulate"):
-        train(config(tmp_path / "run"), dataset=points())
+        _fail_after(9, error, tmp_path / "run")
     run = read_train_run(tmp_path / "run")
     assert (run.status, run.step) == ("failed", 9)
     assert [record["step"] for record in run.of_kind("train")] == [4, 8]
 
 
-def test_a_fault_of_the_network_is_raised_as_it_is_and_recorded(tmp_path: Path, monkeypatch) -> None:
-    _fail_at(10, ZeroDivisionError("mine"), monkeypatch)
+def test_a_fault_of_the_network_is_raised_as_it_is_and_recorded(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="mine"):
-        train(config(tmp_path / "run"), dataset=points())
+        _fail_after(9, ZeroDivisionError("mine"), tmp_path / "run")
     assert read_train_run(tmp_path / "run").reason == "ZeroDivisionError: mine"
 
 
-def _fail_at(step: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = Stepper.__call__, []
-
-    def stepping(*arguments, **settings):
-        calls.append(1)
-        if len(calls) == step:
-            raise error
-        return real(*arguments, **settings)
-
-    monkeypatch.setattr(Stepper, "__call__", stepping)
+def _fail_after(step: int, error: Exception, path: Path) -> None:
+    steps = iter(Training(config(path), dataset=points()))
+    while next(steps) != step:
+        pass
+    steps.throw(error)
 
 
 def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(tmp_path: Path, monkeypatch) -> None:
@@ -391,10 +411,22 @@ def test_divergence_is_exit_3_and_interruption_130(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--model", "mlp", "--norm", "none", "--lr", "1e30", "--steps", "9", "--out", "run"]) == 3
     assert capsys.readouterr().err.startswith("batchnorm: diverged: the training loss became")
-    _fail_at(3, KeyboardInterrupt(), monkeypatch)
+    monkeypatch.setattr(torch.optim.SGD, "step", _pressing_ctrl_c(torch.optim.SGD.step, at=2))
     assert cli.main(["train", "--model", "mlp", "--steps", "9", "--out", "other"]) == 130
     expected = "batchnorm: interrupted after step 2; go on with batchnorm train --resume other\n"
     assert capsys.readouterr().err == expected
+
+
+def _pressing_ctrl_c(real, at: int):
+    calls = []
+
+    def step(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **settings)
+
+    return step
 
 
 def test_a_compiled_network_trains_alike_and_is_probed_uncompiled(tmp_path: Path, monkeypatch) -> None:

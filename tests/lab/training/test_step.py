@@ -15,7 +15,7 @@ from batchnorm.lab.training import TrainConfig
 from batchnorm.lab.training.machine import make_fabric
 from batchnorm.lab.training.optimizers import make_optimizer, parameter_groups, penalized_names
 from batchnorm.lab.training.recipes import resolve
-from batchnorm.lab.training.step import Stepper
+from batchnorm.lab.training.step import Run
 from lab.training.runs import plain
 
 PLAIN = resolve(replace(plain(Path(), "none"), optimizer="sgd", lr=0.1, batch_size=10))
@@ -32,10 +32,7 @@ def _batch(scale: float = 1.0) -> Batch:
 
 
 def _step(config: TrainConfig, model: nn.Module, batch: Batch, lr: float = 0.1) -> float:
-    fabric = make_fabric(config)
-    optimizer = make_optimizer(model, config)
-    wrapped, fabrics = fabric.setup(model, optimizer)
-    loss, _ = Stepper(fabric, config, model, wrapped, fabrics, optimizer)(batch, lr)
+    loss, _ = Run(config, model, make_fabric(config)).step(batch, lr)
     return loss.item()
 
 
@@ -137,9 +134,7 @@ def test_mixed_precision_steps_like_float32(precision: str) -> None:
 def test_an_overflow_in_half_precision_skips_the_step_and_halves_the_scale() -> None:
     config = replace(PLAIN, precision="16-mixed", l1=0.1, clip_norm=1.0)
     model, fabric = _network(), make_fabric(config)
-    optimizer = make_optimizer(model, config)
-    wrapped, fabrics = fabric.setup(model, optimizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    Stepper(fabric, config, model, wrapped, fabrics, optimizer)(_batch(6e4), 0.1)
+    Run(config, model, fabric).step(_batch(6e4), 0.1)
     assert fabric.strategy.precision.state_dict()["scale"] == 2**15
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

@@ -1,7 +1,8 @@
-"""``batchnorm report``: one self-contained page from one or several runs of ``batchnorm train``.
+"""``batchnorm report``: one self-contained page from a plan, or from one or several runs of ``batchnorm train``.
 
-Everything here reads run directories: ``arms`` groups them, ``series`` makes curves of their records, ``numbers`` and
-``layers`` compute what is shown, ``wording`` says it, ``figures`` and ``charts`` draw it, ``page`` puts it together.
+Everything here reads directories: ``study`` groups runs into arms, ``series`` makes curves of their records,
+``numbers``, ``layers`` and ``units`` compute what is shown, ``wording`` says it, ``figures`` and ``charts`` draw it,
+``page`` puts it together.
 """
 
 from batchnorm.lab.report.page import Report, make_report

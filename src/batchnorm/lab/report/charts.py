@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 
 from batchnorm.lab.recording import Record
-from batchnorm.lab.report.arms import Arm, settings_of
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
+from batchnorm.lab.report.numbers import Numbers
 from batchnorm.lab.report.series import Floats, Quantity, Series, Track, number, quantity, thin
+from batchnorm.lab.report.study import Arm, Group, Study, settings_of
+from batchnorm.lab.report.units import Units
+from batchnorm.lab.report.wording import mark_name
+from batchnorm.lab.rules import drift
 
 POINTS = 300  # of a curve, on a page with few arms
 FEWEST_POINTS = 60
 FAR = 100  # times beyond its curve a band reaches and would press it flat
 
-PART_NAMES = {
+SPLIT_NAMES = {
     "test": "test data",
     "validation": "validation data",
     "train_evaluation": "training subset",
@@ -25,8 +29,16 @@ PART_NAMES = {
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A horizontal axis that is not training: its label, and the names of its places 1, 2, ..."""
+
+    label: str
+    names: list[str]
+
+
+@dataclass(frozen=True)
 class Chart:
-    """One chart over training.
+    """One chart, over training or over an axis of its own.
 
     Attributes
     ----------
@@ -38,6 +50,8 @@ class Chart:
         Whether the vertical axis is logarithmic at first.
     quantities : list of Quantity
         One is shown at a time; the page switches between them.
+    axis : Axis or None
+        None: training.
     """
 
     name: str
@@ -47,6 +61,7 @@ class Chart:
     unit: str
     log: bool
     quantities: list[Quantity]
+    axis: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -60,19 +75,20 @@ class Look:
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (8, 3, 2, 3), (2, 3), (10, 3), (8, 3, 2, 3, 2, 3), (4, 4))
 MARKERS = ("square", "triangle", "diamond", "cross", "plus", "down")
-#: The arm without normalization looks the same in every report, and in ``batchnorm compare``.
+#: The arm without normalization looks the same on every page.
 WITHOUT = Look(1, (5, 2), "circle")
 COLORS = (0, 2, 3, 4, 5, 6, 7)
 #: Okabe and Ito's palette, safe for the colour-blind, without its black; the page has lighter ones for the dark.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B37400", "#2299CC", "#7A5C1E", "#666666")
 
 
-def looks(arms: Sequence[Arm]) -> list[Look]:
-    """Give every arm a look of its own."""
+def looks(groups: Sequence[Group]) -> list[Look]:
+    """Give every group a look of its own."""
     free = count()
     made = []
-    for place, arm in enumerate(arms):
-        if place == 0 and len(arms) > 1 and settings_of(arm.runs[0]).get("norm") == "none":
+    for place, group in enumerate(groups):
+        first = next(iter(group.arms.values())).runs[0]
+        if place == 0 and len(groups) > 1 and settings_of(first).get("norm") == "none":
             made.append(WITHOUT)
             continue
         n = next(free)
@@ -80,30 +96,52 @@ def looks(arms: Sequence[Arm]) -> list[Look]:
     return made
 
 
-def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
-    """Make every chart over training that the runs have data for.
+def shown_arms(study: Study, numbers: Numbers) -> list[Arm]:
+    """Return the arm that stands for each group: at its best value of the tuned axis, else the first."""
+    return [
+        group.arms[next(iter(group.arms)) if numbered.best is None else numbered.best.value]
+        for group, numbered in zip(study.groups, numbers.groups, strict=True)
+    ]
+
+
+def charts(study: Study, numbers: Numbers, units: Units | None) -> list[Chart]:
+    """Make every chart that the runs have data for.
 
     Parameters
     ----------
-    arms : sequence of Arm
-        The arms.
-    part : str or None
-        The part of the data that decides; it is shown first.
+    study : Study
+        The runs.
+    numbers : Numbers
+        Their numbers: the split that decides is shown first, and each group at its best.
+    units : Units or None
+        The inputs of the units of the last hidden layer.
 
     Returns
     -------
     list of Chart
     """
-    parts = list(dict.fromkeys([*([part] if part else []), "test", "validation", "train_evaluation"]))
+    arms = shown_arms(study, numbers)
+    splits = list(
+        dict.fromkeys([*([numbers.split] if numbers.split else []), "test", "validation", "train_evaluation"])
+    )
+    accuracy = [_metric(arms, kind, "accuracy") for kind in splits]
+    if study.tuned and numbers.split is not None:
+        accuracy = [
+            _metric(arms, numbers.split, "accuracy", f"each at its best {study.tuned}"),
+            *(
+                _metric(_at(study, value), numbers.split, "accuracy", f"{study.tuned} {value:g}")
+                for value in _tuned_values(study)
+            ),
+        ]
     made = [
-        _chart("accuracy", "Accuracy", "accuracy", "", [_metric(arms, kind, "accuracy") for kind in parts],
+        _chart("accuracy", "Accuracy", "accuracy", "", accuracy,
                unit="share"),
         _chart("loss", "Loss", "loss", "Training batches: mean since the record before.",
-               [_metric(arms, kind, "loss") for kind in [*parts[:1], "train", *parts[1:]]], log=None),
+               [_metric(arms, kind, "loss") for kind in [*splits[:1], "train", *splits[1:]]], log=None),
         _chart("gap", "Training data against new data", "difference in accuracy",
                "Accuracy on training data in evaluation mode minus accuracy on data that training does not see, at the "
                "same step: above 0, the network knows its training data better.",
-               [_gap(arms, kind) for kind in parts if kind != "train_evaluation"], unit="share"),
+               [_gap(arms, kind) for kind in splits if kind != "train_evaluation"], unit="share"),
         _chart("lr", "Learning rate", "", "", [_metric(arms, "train", "lr", "")]),
         _chart("speed", "Speed", "examples per second", "Training only: evaluations and probes are not counted.",
                [_metric(arms, "train", "examples_per_second", "")]),
@@ -123,16 +161,96 @@ def charts(arms: Sequence[Arm], part: str | None) -> list[Chart]:
                "Cosine between each layer's gradient before and after the layers before it take their step, mean over "
                "layers.", [_mean_over_layers(arms, "shift", "cosine")]),
     ]  # fmt: skip
+    made[1:1] = [*_over_tuned(study, numbers), *(_of_units(units) if units else [])]
     return [chart for chart in made if chart is not None]
 
 
-def data(arms: Sequence[Arm], drawn: Sequence[Chart]) -> dict[str, Any]:
+def _tuned_values(study: Study) -> list[float]:
+    return sorted({value for group in study.groups for value in group.arms})
+
+
+def _at(study: Study, value: float) -> list[Arm | None]:
+    return [group.arms.get(value) for group in study.groups]
+
+
+def _over_tuned(study: Study, numbers: Numbers) -> list[Chart | None]:
+    """Chart the ratio of steps, and the steps, over the tuned axis: one line per group, one variant per accuracy."""
+    values = _tuned_values(study)
+    if not study.tuned or len(values) < 2 or not numbers.marks:
+        return []
+    name = study.tuned.replace("_", " ").replace("lr", "learning rate")
+    axis = Axis(name, [f"{value:g}" for value in values])
+
+    def quantities(per_group: Sequence[tuple[int, Any]]) -> list[Quantity]:
+        return [
+            Quantity(
+                f"to {mark_name(numbers, mark)}",
+                {index: found for index, of in per_group if (found := _places([of(k, v) for v in values])) is not None},
+                [],
+            )
+            for k, mark in enumerate(numbers.marks)
+        ]
+
+    ratios = [
+        (index, lambda k, value, group=group: group.matched[k].get(value))
+        for index, group in enumerate(numbers.groups)
+        if index
+    ]
+    steps = [
+        (index, lambda k, value, group=group: group.arms[value].steps[k] if value in group.arms else None)
+        for index, group in enumerate(numbers.groups)
+    ]
+    base = numbers.groups[0].name
+    return [
+        _chart("ratio", f"How many times fewer steps, over the {name}", "ratio of steps",
+               f"Steps of {base} over steps of the arm at the same {name}, medians over seeds; above 1 the arm needs "
+               "fewer. No point: one of them did not reach the accuracy.", quantities(ratios), log=True, axis=axis),
+        _chart("steps", f"Steps to an accuracy, over the {name}", "steps",
+               "Median over seeds. No point: not reached.", quantities(steps), log=True, axis=axis),
+    ]  # fmt: skip
+
+
+def _places(values: Sequence[float | None]) -> Series | None:
+    """Make a curve over the places 1, 2, ... of an axis."""
+    middle = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if not np.isfinite(middle).any():
+        return None
+    places = np.arange(1.0, len(values) + 1)
+    nowhere = np.full(len(values), np.nan)
+    return Series(places, nowhere, nowhere, middle, middle, middle, np.ones(len(values), dtype=np.int64))
+
+
+def _of_units(units: Units) -> list[Chart | None]:
+    runs = np.ones(1, dtype=np.int64)
+    one, travelled = {}, {}
+    for index, seen in units.seen.items():
+        nowhere = np.full(seen.steps.size, np.nan)
+        low, middle, high = (seen.percentiles[:, k, units.unit] for k in range(3))
+        one[index] = Series(seen.steps, nowhere, nowhere, middle, low, high, np.repeat(runs, seen.steps.size))
+        travelled[index] = _places(np.sort(drift(seen.percentiles[:, 1])).tolist())
+    return [
+        _chart("unit", f"The input to one unit of the last hidden layer (unit {units.unit} of {units.units})", "input",
+               f"Line: median over the test data; band: 15th to 85th percentile, in evaluation mode{units.where}; "
+               "figure 1b and 1c of Ioffe and Szegedy (2015). The unit: the one with the median drift among all units "
+               f"of {units.chosen_by}. Counted from step {units.first} on, when less than 1 % of the initial running "
+               "statistics is left.", [Quantity("", one, [])]),
+        _chart("drift", "Drift of every unit, sorted", "drift of the median",
+               "Sum of the absolute changes of a unit's median input between evaluations: one line below the other "
+               "means that the whole layer drifted less.",
+               [Quantity("", {k: v for k, v in travelled.items() if v is not None}, [])],
+               axis=Axis("units, from least to most drift", [])),
+    ]  # fmt: skip
+
+
+def data(study: Study, arms: Sequence[Arm], drawn: Sequence[Chart]) -> dict[str, Any]:
     """Write charts and layers as the page embeds them.
 
     Parameters
     ----------
+    study : Study
+        The runs.
     arms : sequence of Arm
-        The arms.
+        The arm that stands for each group.
     drawn : sequence of Chart
         From :func:`charts`.
 
@@ -144,13 +262,14 @@ def data(arms: Sequence[Arm], drawn: Sequence[Chart]) -> dict[str, Any]:
     points = max(FEWEST_POINTS, min(POINTS, 4 * POINTS // len(arms)))
     return {
         "arms": [
-            {"name": arm.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "marker": look.marker}
-            for arm, look in zip(arms, looks(arms), strict=True)
+            {"name": group.name, "color": look.color, "dash": " ".join(map(str, look.dash)), "marker": look.marker}
+            for group, look in zip(study.groups, looks(study.groups), strict=True)
         ],
         "charts": [
             {
                 "name": chart.name, "title": chart.title, "label": chart.label, "unit": chart.unit, "log": chart.log,
                 "variants": [_variant(one, points) for one in chart.quantities],
+                **({} if chart.axis is None else {"axis": {"label": chart.axis.label, "names": chart.axis.names}}),
             }
             for chart in drawn
         ],
@@ -176,12 +295,12 @@ def rounded(values: Floats, digits: int = 4) -> list[float | None]:
 
 def _chart(
     name: str, title: str, label: str, note: str, quantities: Sequence[Quantity | None], *, unit: str = "",
-    log: bool | None = False,
+    log: bool | None = False, axis: Axis | None = None,
 ) -> Chart | None:  # fmt: skip
-    found = [one for one in quantities if one is not None]
+    found = [one for one in quantities if one is not None and (one.series or one.lost)]
     if not found:
         return None
-    return Chart(name, title, label, note, unit, _wide(found) if log is None else log, found)
+    return Chart(name, title, label, note, unit, _wide(found) if log is None else log, found, axis)
 
 
 def _wide(found: Sequence[Quantity]) -> bool:
@@ -196,8 +315,8 @@ def _wide(found: Sequence[Quantity]) -> bool:
     return bool(high > 20 * low or bands.max(initial=0) > FAR * high)
 
 
-def _metric(arms: Sequence[Arm], kind: str, key: str, label: str | None = None) -> Quantity | None:
-    label = PART_NAMES[kind] if label is None else label
+def _metric(arms: Sequence[Arm | None], kind: str, key: str, label: str | None = None) -> Quantity | None:
+    label = SPLIT_NAMES[kind] if label is None else label
     return quantity(arms, label, lambda run: run.of_kind(kind), lambda record: record.get(key))
 
 
@@ -223,7 +342,7 @@ def _gap(arms: Sequence[Arm], part: str) -> Quantity | None:
             if record["step"] in new
         ]
 
-    return quantity(arms, PART_NAMES[part], records, lambda record: record["gap"])
+    return quantity(arms, SPLIT_NAMES[part], records, lambda record: record["gap"])
 
 
 def _range(arms: Sequence[Arm], line: str | None, low: str, high: str) -> Quantity | None:

@@ -9,23 +9,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from batchnorm.lab.plots import SETTINGS, Picture
-from batchnorm.lab.report.arms import Arm
 from batchnorm.lab.report.charts import PALETTE, Chart, Look, looks
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
 from batchnorm.lab.report.series import Quantity
+from batchnorm.lab.report.study import Arm, Group, Study
 from batchnorm.lab.wording import plural
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "plus": "+", "down": "v"}
 COLUMNS, WIDTH, HEIGHT = 2, 10.5, 3.0
 
 
-def pictures(arms: Sequence[Arm], drawn: Sequence[Chart]) -> list[Picture]:
+def pictures(study: Study, arms: Sequence[Arm], drawn: Sequence[Chart]) -> list[Picture]:
     """Draw the charts over training, and the layers at the last step.
 
     Parameters
     ----------
+    study : Study
+        The runs.
     arms : sequence of Arm
-        The arms.
+        The arm that stands for each group.
     drawn : sequence of Chart
         What there is over training.
 
@@ -35,23 +37,19 @@ def pictures(arms: Sequence[Arm], drawn: Sequence[Chart]) -> list[Picture]:
         Only those that there are data for.
     """
     with mpl.rc_context(SETTINGS):
-        made = (_over_training(arms, drawn), _layers(arms))
+        made = (_over_training(study.groups, drawn), _layers(study.groups, arms), _hero(study.groups, drawn))
         return [picture for picture in made if picture is not None]
 
 
-def _over_training(arms: Sequence[Arm], drawn: Sequence[Chart]) -> Picture | None:
+def _over_training(groups: Sequence[Group], drawn: Sequence[Chart]) -> Picture | None:
     panels = [(chart, one) for chart in drawn for one in chart.quantities]
     if not panels:
         return None
     figure, grid = _grid(len(panels))
-    seen = looks(arms)
+    seen = looks(groups)
     for axes, (chart, one) in zip(grid, panels, strict=False):
-        if chart.log and all((series.low > 0).any() for series in one.series.values()):
-            axes.set_yscale("log")
-        _draw(axes, one, seen, 100 if chart.unit == "share" else 1)
-        axes.set_title(", ".join(filter(None, (chart.title, one.label))), loc="left")
-        axes.set(xlabel="training steps", ylabel=f"{chart.label} (%)" if chart.unit == "share" else chart.label)
-    _legend(figure, arms, seen)
+        _panel(axes, chart, one, seen)
+    _legend(figure, groups, seen)
     titles = dict.fromkeys(chart.title for chart in drawn)
     return Picture(
         "over-training",
@@ -61,6 +59,32 @@ def _over_training(arms: Sequence[Arm], drawn: Sequence[Chart]) -> Picture | Non
         f"Line charts against training steps, {plural(len(panels), 'panel')}: {', '.join(titles)}.",
         figure,
     )
+
+
+def _panel(axes: Axes, chart: Chart, one: Quantity, seen: Sequence[Look]) -> None:
+    if chart.log and all((series.low > 0).any() for series in one.series.values()):
+        axes.set_yscale("log")
+    _draw(axes, one, seen, 100 if chart.unit == "share" else 1)
+    title = chart.title.split(" (unit")[0].replace("last hidden layer", "last layer")
+    axes.set_title("\n".join(filter(None, (title, one.label))), loc="left")
+    label = "training steps" if chart.axis is None else chart.axis.label
+    axes.set(xlabel=label, ylabel=f"{chart.label} (%)" if chart.unit == "share" else chart.label)
+    if chart.axis is not None and chart.axis.names:
+        axes.set_xticks(range(1, len(chart.axis.names) + 1), chart.axis.names)
+
+
+def _hero(groups: Sequence[Group], drawn: Sequence[Chart]) -> Picture | None:
+    """Draw the first charts of a comparison beside each other, for a README; the page has them already."""
+    by_name = {chart.name: chart for chart in drawn}
+    shown = [by_name[name] for name in ("accuracy", "ratio", "unit") if name in by_name]
+    if len(shown) < 3:
+        return None
+    figure = Figure(figsize=(12.0, 3.6), layout="constrained")
+    seen = looks(groups)
+    for axes, chart in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        _panel(axes, chart, chart.quantities[0], seen)
+    _legend(figure, groups, seen)
+    return Picture("hero", "", "", "", figure)
 
 
 def _draw(axes: Axes, one: Quantity, seen: Sequence[Look], factor: float) -> None:
@@ -82,13 +106,13 @@ def _draw(axes: Axes, one: Quantity, seen: Sequence[Look], factor: float) -> Non
         axes.set_ylim(bottom, top)  # one run that blew up would flatten all others
 
 
-def _layers(arms: Sequence[Arm]) -> Picture | None:
+def _layers(groups: Sequence[Group], arms: Sequence[Arm]) -> Picture | None:
     found = {probe: watched(arms, probe) for probe in dict.fromkeys(view.probe for view in VIEWS)}
     views = shown_views(found)
     if not views:
         return None
     figure, grid = _grid(len(views))
-    seen = looks(arms)
+    seen = looks(groups)
     for axes, view in zip(grid, views, strict=False):
         for one in found[view.probe]:
             _draw_profile(axes, view, one, _style(seen[one.arm]))
@@ -97,7 +121,7 @@ def _layers(arms: Sequence[Arm]) -> Picture | None:
         axes.locator_params(axis="x", integer=True)
         if view.log and all((one.values[view.middle][-1] > 0).any() for one in found[view.probe]):
             axes.set_yscale("log")
-    _legend(figure, arms, seen)
+    _legend(figure, groups, seen)
     last = max(one.steps[-1] for probe in found.values() for one in probe)
     return Picture(
         "layers",
@@ -127,8 +151,10 @@ def _grid(panels: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, axes
 
 
-def _legend(figure: Figure, arms: Sequence[Arm], seen: Sequence[Look]) -> None:
-    handles = [mpl.lines.Line2D([], [], label=arm.name, **_style(look)) for arm, look in zip(arms, seen, strict=True)]
+def _legend(figure: Figure, groups: Sequence[Group], seen: Sequence[Look]) -> None:
+    handles = [
+        mpl.lines.Line2D([], [], label=group.name, **_style(look)) for group, look in zip(groups, seen, strict=True)
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(3, len(handles)))
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.lab.recording import Record, TrainRun
-from batchnorm.lab.report.arms import Arm, seed_of
 from batchnorm.lab.report.series import number
+from batchnorm.lab.report.study import Arm, seed_of
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +72,9 @@ VIEWS = (
          "saturated", unit="share"),
     View("activations", "Dead units", "dead", "Units that are off for every example of the batch.", "dead",
          unit="share"),
+    View("units", "Saturated units on the test data", "saturated",
+         "Share of the inputs to a nonlinearity, over test examples and units, where it hardly passes a gradient.",
+         "saturated", unit="share"),
     View("gradients", "Gradient norm", "gradient norm",
          "Euclidean norm of the gradient of each layer's parameters; where arms are compared, without those of batch "
          "normalization layers.",

@@ -1,30 +1,22 @@
-"""The numbers of a report, computed once: the terminal, summary.json and the page only present them.
+"""The numbers of a study, computed once: the terminal, summary.json and the page only present them.
 
-Every rule that chooses something (which part of the data decides, which runs count, what the target is) is written in
-the docstring of the function that applies it, and is the same for every arm.
+The definition of each is in ``batchnorm.lab.rules``; here the records are brought into their form.
 """
 
-import statistics
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from batchnorm.lab import rules
 from batchnorm.lab.recording import TrainRun
-from batchnorm.lab.report.arms import Arm, seed_of
 from batchnorm.lab.report.series import Track, number, track
+from batchnorm.lab.report.study import Arm, Group, Study, seed_of
+from batchnorm.lab.rules import Best, Ratio, Reach, Spread
 
-PARTS = ("test", "validation", "train_evaluation")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A quantity over the runs of an arm: how many have it, mean, and standard deviation (None for one run)."""
-
-    n: int
-    mean: float
-    std: float | None
+SPLITS = ("test", "validation", "train_evaluation")
 
 
 @dataclass(frozen=True)
@@ -46,13 +38,11 @@ class RunNumbers:
     best_accuracy, best_step : float or None
         At the best evaluation, by the rule of :func:`best_evaluation`.
     gap : float or None
-        Accuracy on training data in evaluation mode minus on the part that decides, at the end.
+        Accuracy on training data in evaluation mode minus on the split that decides, at the end.
     seconds : float or None
         Time spent.
     examples_per_second : float or None
         Median over the records.
-    target_step, target_seconds : float or None
-        When the target was first reached.
     """
 
     directory: str
@@ -67,8 +57,6 @@ class RunNumbers:
     gap: float | None
     seconds: float | None
     examples_per_second: float | None
-    target_step: float | None
-    target_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -87,10 +75,8 @@ class ArmNumbers:
         The status of the runs that the following are over.
     final_accuracy, best_accuracy, final_loss, gap, examples_per_second : Spread or None
         Over those runs.
-    reached : int
-        Of those runs, how many reached the target.
-    target_step, target_seconds : float or None
-        Median over those runs, where one that did not reach it ranks last; None when the median is such a run.
+    steps : list of float or None
+        Steps to each mark, median over those runs; None: not reached.
     """
 
     name: str
@@ -102,63 +88,116 @@ class ArmNumbers:
     final_loss: Spread | None
     gap: Spread | None
     examples_per_second: Spread | None
-    reached: int
-    target_step: float | None
-    target_seconds: float | None
+    steps: list[float | None]
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """One choice of what is compared, over the tuned axis.
+
+    Attributes
+    ----------
+    name : str
+        Of the group.
+    arms : dict of float to ArmNumbers
+        By value of the tuned axis.
+    best : Best or None
+        The value with the highest final accuracy.
+    reaches : list of Reach
+        Steps to each mark, at the value that needs the fewest.
+    ratios : list of Ratio
+        Steps of the baseline over those, for each mark; empty for the baseline.
+    matched : list of dict of float to (float or None)
+        The ratio at each mark where both have the same value of the tuned axis; empty for the baseline.
+    time_ratio : tuple of float or None
+        Seconds per step over those of the baseline in pairs: median and quartiles.
+    """
+
+    name: str
+    arms: dict[float, ArmNumbers]
+    best: Best | None
+    reaches: list[Reach]
+    ratios: list[Ratio]
+    matched: list[dict[float, float | None]]
+    time_ratio: tuple[float, float, float] | None
+
+    @property
+    def shown(self) -> ArmNumbers:
+        """The arm that stands for the group: at its best value, else the first."""
+        return self.arms[next(iter(self.arms)) if self.best is None else self.best.value]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """All numbers of a report.
+    """All numbers of a page.
 
     Attributes
     ----------
-    part : str or None
-        The part of the data whose accuracy decides; None: nothing was evaluated.
+    split : str or None
+        The split of the data whose accuracy decides; None: nothing was evaluated.
     chosen_on : str or None
-        The part on which the best evaluation of a run is chosen.
+        The split on which the best evaluation of a run is chosen.
+    example : float
+        One over the examples of that split: accuracies that are closer cannot be told apart.
+    guessing : float
+        The accuracy that guessing hardly exceeds.
     target : float or None
-        The accuracy that the first arm reached in every run.
-    arms : list of ArmNumbers
-        In the order of the page; the first is what the others are measured against.
+        The accuracy that the baseline ended with in every seed; None: it learned nothing, or nothing is compared.
+    marks : list of float
+        Accuracies to which steps are counted, in increasing order; the target is one of them.
+    groups : list of GroupNumbers
+        The first is the baseline.
     """
 
-    part: str | None
+    split: str | None
     chosen_on: str | None
+    example: float
+    guessing: float
     target: float | None
-    arms: list[ArmNumbers]
+    marks: list[float]
+    groups: list[GroupNumbers]
+
+    @property
+    def arms(self) -> list[ArmNumbers]:
+        """Every arm, group by group."""
+        return [arm for group in self.groups for arm in group.arms.values()]
 
 
-def summarize(arms: Sequence[Arm]) -> Numbers:
+def summarize(study: Study) -> Numbers:
     """Compute every number that is shown anywhere.
-
-    The target is the best accuracy that the first arm reached in each of its runs: the lowest of their best ones. An
-    arm that did no better than guessing sets none.
 
     Parameters
     ----------
-    arms : sequence of Arm
-        The first is what the others are measured against.
+    study : Study
+        The runs.
 
     Returns
     -------
     Numbers
     """
-    part = deciding_part(arms)
-    chosen_on = "validation" if part == "test" and all(_has(arm, "validation") for arm in arms) else part
-    best = [best_evaluation(run, part, chosen_on)[0] for run in arms[0].basis]
-    known = [accuracy for accuracy in best if accuracy is not None]
-    target = min(known) if known and arms[0].basis[0].status in {"finished", "interrupted"} else None
-    if target is not None and target <= guessing(arms[0].runs[0], part):
-        target = None
-    return Numbers(part, chosen_on, target, [_arm(arm, part, chosen_on, target) for arm in arms])
+    arms = study.arms
+    split = deciding_split(arms)
+    validated = split == "test" and all(_has(arm, "validation") for arm in arms)
+    chosen_on = "validation" if validated else split
+    example, least = _resolution(arms, split)
+    target, marks = None, []
+    if split is not None and len(study.groups) > 1 and len({_data_of(arm) for arm in arms}) == 1:
+        target = rules.target({value: _finals(arm, split) for value, arm in study.groups[0].arms.items()})
+        target = None if target is None or target <= least else target
+        asked = rules.MARKS if study.plan is None else study.plan.marks
+        reached = [
+            mark for mark in asked if mark > least and any(_reached(group, split, mark) for group in study.groups)
+        ]
+        marks = sorted({*reached, *([] if target is None else [target])})
+    numbered = [_group(group, study, split, chosen_on, example, marks) for group in study.groups]
+    return Numbers(split, chosen_on, example, least, target, marks, numbered)
 
 
-def deciding_part(arms: Sequence[Arm]) -> str | None:
-    """Say which part of the data decides: of test, validation and training data, the first evaluated in every arm.
+def deciding_split(arms: Sequence[Arm]) -> str | None:
+    """Say which split of the data decides: of test, validation and training data, the first evaluated in every arm.
 
-    A part that was evaluated more than once in every arm goes before one that was not: a single evaluation, at the end,
-    says nothing about the way there.
+    A split that was evaluated more than once in every arm goes before one that was not: a single evaluation, at the
+    end, says nothing about the way there.
 
     Parameters
     ----------
@@ -168,40 +207,40 @@ def deciding_part(arms: Sequence[Arm]) -> str | None:
     Returns
     -------
     str or None
-        None when no part was evaluated in every arm.
+        None when no split was evaluated in every arm.
     """
     counted = [arm for arm in arms if any(run.metrics for run in arm.runs)]
     for least in (2, 1):
-        for part in PARTS:
-            if counted and all(_has(arm, part, least) for arm in counted):
-                return part
+        for split in SPLITS:
+            if counted and all(_has(arm, split, least) for arm in counted):
+                return split
     return None
 
 
-def best_evaluation(run: TrainRun, part: str | None, chosen_on: str | None) -> tuple[float | None, float | None]:
-    """Find the best evaluation of a run: the first with the highest accuracy on the part ``chosen_on``.
+def best_evaluation(run: TrainRun, split: str | None, chosen_on: str | None) -> tuple[float | None, float | None]:
+    """Find the best evaluation of a run: the first with the highest accuracy on the split ``chosen_on``.
 
     Parameters
     ----------
     run : TrainRun
         The run.
-    part : str or None
-        The part whose accuracy is wanted.
+    split : str or None
+        The split whose accuracy is wanted.
     chosen_on : str or None
-        The part on which it is chosen: validation data when there are any, so that the choice is not made on what it
+        The split on which it is chosen: validation data when there are any, so that the choice is not made on what it
         is judged by.
 
     Returns
     -------
     tuple of (float or None, float or None)
-        Accuracy on ``part``, and the step.
+        Accuracy on ``split``, and the step.
     """
-    if part is None or chosen_on is None:
+    if split is None or chosen_on is None:
         return None, None
-    own, chooser = accuracy(run, part), accuracy(run, chosen_on)
+    own, chooser = accuracy(run, split), accuracy(run, chosen_on)
     if not own.steps.size:
         return None, None
-    if part != chosen_on:
+    if split != chosen_on:
         common = np.isin(chooser.steps, own.steps)
         if common.any():
             step = chooser.steps[common][np.nanargmax(chooser.values[common])]
@@ -210,61 +249,131 @@ def best_evaluation(run: TrainRun, part: str | None, chosen_on: str | None) -> t
     return float(own.values[index]), float(own.steps[index])
 
 
-def guessing(run: TrainRun, part: str | None) -> float:
-    """Give the accuracy that guessing hardly exceeds: one over the classes, and three standard errors on a part."""
-    data = run.config["data"]
-    chance = 1 / data["classes"]
-    examples = data["train" if part == "train_evaluation" else part or "test"]
-    return float(chance + 3 * (chance * (1 - chance) / examples) ** 0.5)
-
-
-def evaluation_spacing(arm: Arm, part: str | None) -> list[float]:
+def evaluation_spacing(arm: Arm, split: str | None) -> list[float]:
     """Give for each run of an arm the steps between its evaluations, where there are several: the median."""
-    found = [np.diff(accuracy(run, part).steps) for run in arm.runs] if part else []
+    found = [np.diff(accuracy(run, split).steps) for run in arm.runs] if split else []
     return [float(np.median(steps)) for steps in found if steps.size]
 
 
-def accuracy(run: TrainRun, part: str) -> Track:
-    """Give the accuracy of a run on one part of the data."""
-    return track(run.of_kind(part), lambda record: record.get("accuracy"))
+def accuracy(run: TrainRun, split: str) -> Track:
+    """Give the accuracy of a run on one split of the data."""
+    return track(run.of_kind(split), lambda record: record.get("accuracy"))
 
 
-def _has(arm: Arm, part: str, least: int = 1) -> bool:
-    return any(accuracy(run, part).steps.size >= least for run in arm.runs)
+def _has(arm: Arm, split: str, least: int = 1) -> bool:
+    return any(accuracy(run, split).steps.size >= least for run in arm.runs)
 
 
-def _arm(arm: Arm, part: str | None, chosen_on: str | None, target: float | None) -> ArmNumbers:
-    runs = [_run(run, part, chosen_on, target) for run in arm.runs]
+def _data_of(arm: Arm) -> str:
+    return str(arm.runs[0].config["data"].get("name"))
+
+
+def _resolution(arms: Sequence[Arm], split: str | None) -> tuple[float, float]:
+    """Return one over the examples of the split, and the accuracy that guessing hardly exceeds."""
+    data = arms[0].runs[0].config["data"]
+    examples = data["train" if split == "train_evaluation" else split or "test"]
+    return 1 / max(1, examples), rules.guessing_accuracy(data["classes"], max(1, examples))
+
+
+def _finals(arm: Arm, split: str) -> list[float]:
+    """Return the final accuracy of each seed; nothing where a run diverged or failed."""
+    if any(run.status in {"diverged", "failed"} for run in arm.runs):
+        return []
+    tracks = [accuracy(run, split) for run in arm.basis]
+    return [float(one.values[-1]) for one in tracks if one.values.size]
+
+
+def _steps(arm: Arm, split: str, mark: float) -> list[float]:
+    if any(run.status in {"diverged", "failed"} for run in arm.runs):
+        return [math.inf] * len(arm.runs)
+    tracks = [accuracy(run, split) for run in arm.basis]
+    return [rules.steps_to(one.steps, one.values, mark) for one in tracks]
+
+
+def _reach(group: Group, study: Study, split: str, mark: float) -> Reach:
+    by_value = {value: _steps(arm, split, mark) for value, arm in group.arms.items()}
+    return rules.reach(by_value, tuned=bool(study.tuned))
+
+
+def _reached(group: Group, split: str, mark: float) -> bool:
+    return any(math.isfinite(step) for arm in group.arms.values() for step in _steps(arm, split, mark))
+
+
+def _group(
+    group: Group, study: Study, split: str | None, chosen_on: str | None, example: float, marks: Sequence[float]
+) -> GroupNumbers:
+    baseline = study.groups[0]
+    arms = {value: _arm(arm, split, chosen_on, marks) for value, arm in group.arms.items()}
+    losses = {value: arm.final_loss.mean for value, arm in arms.items() if arm.final_loss is not None}
+    best = None
+    if split is not None:
+        best = rules.best_over({value: _finals(arm, split) for value, arm in group.arms.items()}, losses, example)
+    ratios, matched = [], []
+    if split is not None and group is not baseline:
+        ratios = [
+            rules.ratio(
+                lambda target: _reach(baseline, study, split, target),
+                lambda target: _reach(group, study, split, target),
+                mark,
+                example,
+            )
+            for mark in marks
+        ]
+        matched = [_matched(baseline, group, split, mark) for mark in marks]
+    return GroupNumbers(
+        group.name,
+        arms,
+        best,
+        [] if split is None else [_reach(group, study, split, mark) for mark in marks],
+        ratios,
+        matched,
+        None if group is baseline or study.plan is None else rules.time_ratio(_seconds(baseline), _seconds(group)),
+    )
+
+
+def _matched(baseline: Group, group: Group, split: str, mark: float) -> dict[float, float | None]:
+    found: dict[float, float | None] = {}
+    for value, arm in group.arms.items():
+        if value in baseline.arms:
+            pair = [rules.median(_steps(one, split, mark)) for one in (baseline.arms[value], arm)]
+            found[value] = pair[0] / pair[1] if pair[0] is not None and pair[1] is not None else None
+    return found
+
+
+def _seconds(group: Group) -> dict[object, float]:
+    """Return seconds per step by tuned value, seed and step."""
+    return {
+        (value, seed_of(run), record["step"]): seconds
+        for value, arm in group.arms.items()
+        for run in arm.runs
+        for record in run.of_kind("train")
+        if math.isfinite(seconds := number(record.get("step_seconds")))
+    }
+
+
+def _arm(arm: Arm, split: str | None, chosen_on: str | None, marks: Sequence[float]) -> ArmNumbers:
+    runs = [_run(run, split, chosen_on) for run in arm.runs]
     basis = [one for one, run in zip(runs, arm.runs, strict=True) if run in arm.basis]
-    lost = basis[0].status not in {"finished", "interrupted"}
-    counted = [] if lost else basis
-    reached = [run for run in counted if run.target_step is not None]
+    counted = basis if basis[0].status in {"finished", "interrupted"} else []
     return ArmNumbers(
         arm.name,
         arm.settings,
         runs,
         basis[0].status,
-        final_accuracy=_spread([run.final_accuracy for run in counted]),
-        best_accuracy=_spread([run.best_accuracy for run in counted]),
-        final_loss=_spread([run.final_loss for run in counted]),
-        gap=_spread([run.gap for run in counted]),
-        examples_per_second=_spread([run.examples_per_second for run in counted]),
-        reached=len(reached),
-        target_step=_median([run.target_step for run in counted]),
-        target_seconds=_median([run.target_seconds for run in counted]),
+        final_accuracy=rules.spread([run.final_accuracy for run in counted]),
+        best_accuracy=rules.spread([run.best_accuracy for run in counted]),
+        final_loss=rules.spread([run.final_loss for run in counted]),
+        gap=rules.spread([run.gap for run in counted]),
+        examples_per_second=rules.spread([run.examples_per_second for run in counted]),
+        steps=[] if split is None else [rules.median(_steps(arm, split, mark)) for mark in marks],
     )
 
 
-def _run(run: TrainRun, part: str | None, chosen_on: str | None, target: float | None) -> RunNumbers:
-    best, best_step = best_evaluation(run, part, chosen_on)
-    last = run.of_kind(part)[-1:] if part else []
-    final = _last(accuracy(run, part)) if part else None
-    seen = _last(accuracy(run, "train_evaluation")) if part != "train_evaluation" else None
-    target_step = target_seconds = None
-    if part is not None and target is not None:
-        own = accuracy(run, part)
-        if (there := np.flatnonzero(own.values >= target)).size:
-            target_step, target_seconds = float(own.steps[there[0]]), _finite(own.seconds[there[0]])
+def _run(run: TrainRun, split: str | None, chosen_on: str | None) -> RunNumbers:
+    best, best_step = best_evaluation(run, split, chosen_on)
+    last = run.of_kind(split)[-1:] if split else []
+    final = _last(accuracy(run, split)) if split else None
+    seen = _last(accuracy(run, "train_evaluation")) if split != "train_evaluation" else None
     speed = track(run.of_kind("train"), lambda record: record.get("examples_per_second")).values
     seconds = [number(record.get("seconds")) for record in run.metrics]
     return RunNumbers(
@@ -280,8 +389,6 @@ def _run(run: TrainRun, part: str | None, chosen_on: str | None, target: float |
         gap=None if final is None or seen is None else seen - final,
         seconds=_finite(np.nanmax(seconds)) if np.isfinite(seconds).any() else None,
         examples_per_second=float(np.nanmedian(speed)) if speed.size else None,
-        target_step=target_step,
-        target_seconds=target_seconds,
     )
 
 
@@ -291,16 +398,3 @@ def _last(values: Track) -> float | None:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return Spread(len(known), statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    """Take the median, with None ranked as later than everything; None when the median is one of those."""
-    ranked = sorted(np.inf if value is None else value for value in values)
-    return _finite(statistics.median(ranked)) if ranked else None

@@ -1,4 +1,4 @@
-"""One self-contained page from runs of ``batchnorm train``: no network, no torch, nothing that is not in the files."""
+"""One self-contained page from a study: no network, no torch, nothing that is not in the files."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,57 +12,60 @@ from rich.console import Console
 from batchnorm.lab.errors import OutputError
 from batchnorm.lab.files import reason_of, write_json, write_text
 from batchnorm.lab.page import EmbeddedPicture, embed, fill, script, text
-from batchnorm.lab.report.arms import Arm, read_arms, seed_of, settings_of
-from batchnorm.lab.report.charts import Chart, charts, data
+from batchnorm.lab.report.charts import Chart, charts, data, shown_arms
 from batchnorm.lab.report.figures import pictures
 from batchnorm.lab.report.numbers import Numbers, summarize
-from batchnorm.lab.report.wording import PARTS, tables, verdict
+from batchnorm.lab.report.study import Arm, Study, read_study, seed_of, settings_of
+from batchnorm.lab.report.units import read_units
+from batchnorm.lab.report.wording import SPLITS, tables, verdict
 from batchnorm.lab.terminal import print_answer
 from batchnorm.lab.wording import plural
 
-#: What somebody asks first about a training; the page shows these up front, and every setting further down.
+#: Questions that come first about a training; the page shows these up front, and every setting further down.
 ASKED = (
-    "data", "model", "norm", "activation", "initializer", "optimizer", "lr", "schedule", "epochs", "steps",
-    "batch_size", "l2", "l1", "augment", "dropout", "stochastic_depth", "label_smoothing", "clip_norm", "accumulate",
-    "precision", "statistics", "convert",
+    "data", "model", "norm", "activation", "initializer", "weight_std", "optimizer", "lr", "schedule", "epochs",
+    "steps", "batch_size", "l2", "l1", "flip", "crop", "cutout", "mixup", "dropout", "stochastic_depth",
+    "label_smoothing", "clip_norm", "accumulate", "precision", "statistics", "convert",
 )  # fmt: skip
 NOT_WORTH_SAYING: tuple[object, ...] = (None, "", 0.0, False, [], ())
+#: Charts of the first screen.
+FIRST = ("accuracy", "ratio")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was made of one or several runs.
+    """What was made of a study.
 
     Attributes
     ----------
     page : Path
         The self-contained page, ``report.html``; beside it lie ``summary.json`` and ``figures/``.
-    arms : list of Arm
+    study : Study
         The runs, grouped.
     numbers : Numbers
         The numbers that the page shows.
     """
 
     page: Path
-    arms: list[Arm]
+    study: Study
     numbers: Numbers
 
     def show(self, to: Console) -> None:
         """Print the tables and the answer: the numbers that the page shows."""
-        answer = verdict(self.arms, self.numbers)
-        print_answer(to, tables(self.numbers), answer.headline, answer.limits)
+        answer = verdict(self.study, self.numbers)
+        print_answer(to, tables(self.study, self.numbers), answer.headline, answer.limits)
 
 
 def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Make summary.json, figures/ and report.html from runs of ``batchnorm train``, finished or not.
+    """Make summary.json, figures/ and report.html from a plan or from runs of ``batchnorm train``, finished or not.
 
     Parameters
     ----------
     paths : sequence of Path
-        Run directories. Those that differ in the seed alone become one curve with a band.
+        The directory of a plan, or run directories. Those that differ in the seed alone become one curve with a band.
     out : Path, optional
-        Where the page goes: a directory that is new, empty, or holds a report. None: into the run directory when there
-        is one run, else into a new directory under ``runs``.
+        Where the page goes: a directory that is new, empty, or holds a report. None: into the directory when there is
+        one, else into a new directory under ``runs``.
 
     Returns
     -------
@@ -71,18 +74,20 @@ def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     Raises
     ------
     OutputError
-        A path is not a run directory, is damaged or is given twice; the runs have nothing in common; or the page
+        A path is not a directory of the lab, is damaged or is given twice; the runs have nothing in common; or the page
         cannot be written.
     """
-    arms = read_arms([Path(path) for path in paths])
-    folder = _folder([Path(path) for path in paths], out)
-    numbers = summarize(arms)
-    drawn = charts(arms, numbers.part)
+    paths = [Path(path) for path in paths]
+    study = read_study(paths)
+    folder = _folder(paths, out)
+    numbers = summarize(study)
+    arms = shown_arms(study, numbers)
+    drawn = charts(study, numbers, read_units(study, arms))
     write_json(folder / "summary.json", asdict(numbers))
-    figures = embed(pictures(arms, drawn), folder / "figures")
+    figures = embed(pictures(study, arms, drawn), folder / "figures")
     page = folder / "report.html"
-    write_text(page, _render(paths, arms, numbers, drawn, figures))
-    return Report(page, arms, numbers)
+    write_text(page, _render(paths, study, numbers, arms, drawn, figures))
+    return Report(page, study, numbers)
 
 
 def _folder(paths: Sequence[Path], out: Path | None) -> Path:
@@ -108,33 +113,54 @@ def _folder(paths: Sequence[Path], out: Path | None) -> Path:
 
 def _render(
     paths: Sequence[Path],
-    arms: Sequence[Arm],
+    study: Study,
     numbers: Numbers,
+    arms: Sequence[Arm],
     drawn: Sequence[Chart],
     figures: Sequence[EmbeddedPicture],
 ) -> str:
-    carried = data(arms, drawn)
+    carried = data(study, arms, drawn)
+    question = "How did the training go?" if len(study.arms) == 1 else "What did the settings change?"
     return fill(
-        "train.html.j2",
+        "run.html.j2",
         title=", ".join(dict.fromkeys(_what(arm) for arm in arms)) if len(arms) < 3 else f"{len(arms)} arms",
-        question="How did the training go?" if len(arms) == 1 else "What did the settings change?",
-        lead=_lead(arms),
-        verdict=verdict(arms, numbers),
-        tables=tables(numbers),
+        question=question if study.plan is None else study.plan.question,
+        badge="",
+        lead=_lead(study),
+        verdict=verdict(study, numbers),
+        rule="" if study.plan is None else study.plan.rule,
+        tables=tables(study, numbers),
         figures=figures,
         charts=drawn,
+        first=[index for index, chart in enumerate(drawn) if chart.name in FIRST],
         layered=_layered(carried["layers"]),
-        bands=_bands(arms),
+        bands=_bands(study.arms),
         script=script(carried),
-        asked=_asked(arms),
-        settings=_settings(arms, _every_setting(arms)),
-        commands=[
-            (arm.name if len(arms) > 1 else "", [str(run.config["command"]) for run in arm.runs]) for arm in arms
-        ],
+        asked=_asked(study),
+        settings=_settings(study.arms, _every_setting(study.arms)),
+        commands=_commands(study),
         again=shlex.join(["batchnorm", "report", *map(str, paths)]),
-        environment=_environment(arms),
-        definitions=_definitions(numbers),
+        environment=_environment(study.arms),
+        definitions=_definitions(study, numbers),
     )
+
+
+def _commands(study: Study) -> list[tuple[str, str, list[str]]]:
+    """Return for each heading the command as it was given, and the commands that name every setting."""
+    if study.plan is not None and study.config is not None:
+        full = [str(run.config.get("full_command", run.config["command"])) for arm in study.arms for run in arm.runs]
+        return [("", str(study.config["command"]), full)]
+    return [
+        (
+            arm.name if len(study.arms) > 1 else "",
+            str(arm.runs[0].config["command"]),
+            [
+                *(str(run.config["command"]) for run in arm.runs[1:]),
+                *(str(run.config["full_command"]) for run in arm.runs if "full_command" in run.config),
+            ],
+        )
+        for arm in study.arms
+    ]
 
 
 def _what(arm: Arm) -> str:
@@ -144,7 +170,8 @@ def _what(arm: Arm) -> str:
     return f"{text(model)} on {text(settings.get('data', run.config['data'].get('name', 'data')))}"
 
 
-def _lead(arms: Sequence[Arm]) -> str:
+def _lead(study: Study) -> str:
+    arms = study.arms
     first = arms[0].runs[0].config
     runs = sum(len(arm.runs) for arm in arms)
     parts = ["trained: " + ", ".join(dict.fromkeys(_what(arm) for arm in arms))]
@@ -153,10 +180,19 @@ def _lead(arms: Sequence[Arm]) -> str:
     parameters = first["model"].get("parameters")
     if isinstance(parameters, int):
         parts.append(f"{parameters:,} parameters")
-    parts.append(
-        f"{plural(len(arms), 'arm')}, {plural(runs, 'run')}" if runs > 1 else f"seed {text(seed_of(arms[0].runs[0]))}"
-    )
+    if study.plan is not None:
+        axes = " x ".join(f"{len(values)} {_axis(axis, len(values))}" for axis, values in study.plan.axes.items())
+        parts.append(f"{axes}: {plural(len(study.plan.cells), 'run')}")
+    elif runs > 1:
+        parts.append(f"{plural(len(arms), 'arm')}, {plural(runs, 'run')}")
+    else:
+        parts.append(f"seed {text(seed_of(arms[0].runs[0]))}")
     return "; ".join(parts) + "."
+
+
+def _axis(axis: str, count: int) -> str:
+    noun = {"lr": "learning rate", "norm": "normalization"}.get(axis, axis.replace("_", " "))
+    return noun if count == 1 else f"{noun}s"
 
 
 def _bands(arms: Sequence[Arm]) -> str:
@@ -179,25 +215,23 @@ def _layered(layers: dict[str, Any]) -> str:
     )
 
 
-def _asked(arms: Sequence[Arm]) -> dict[str, Any]:
+def _asked(study: Study) -> dict[str, Any]:
+    arms = [next(iter(group.arms.values())) for group in study.groups]
     settings = settings_of(arms[0].runs[0])
-    common = [
-        key
-        for key in ASKED
-        if key in settings and key not in arms[0].settings and settings[key] not in NOT_WORTH_SAYING
-    ]
-    seeds = [", ".join(text(seed_of(run)) for run in arm.runs) for arm in arms]
-    if len(arms) == 1:
-        table = _settings(arms, common)
-        table["rows"].append(("seed" if len(arms[0].runs) == 1 else "seeds", seeds))
-        return {**table, "note": "Every setting stands at the end of the page."}
-    table = _settings(arms, list(arms[0].settings))
-    table["rows"].append(("seeds", seeds))
+    varied = list(dict.fromkeys([*study.compared, *filter(None, [study.tuned])]))
+    common = [key for key in ASKED if key in settings and key not in varied and settings[key] not in NOT_WORTH_SAYING]
+    seeds = ["seeds" if any(len(arm.runs) > 1 for arm in arms) else "seed"]
+    seeds += [", ".join(text(seed_of(run)) for run in arm.runs) for arm in arms]
+    table = _settings(arms, common if len(arms) == 1 else [key for key in study.compared if key in settings])
+    if study.tuned:
+        table["rows"].append(
+            (study.tuned.replace("_", " "), [" ".join(f"{value:g}" for value in group.arms) for group in study.groups])
+        )
+    table["rows"].append((seeds[0], seeds[1:]))
+    table["arms"] = [group.name for group in study.groups]
     same = ", ".join(f"{key.replace('_', ' ')} {text(settings[key])}" for key in common)
-    return {
-        **table,
-        "note": (f"The same in all arms: {same}. " if same else "") + "Every setting stands at the end of the page.",
-    }
+    note = f"The same in all arms: {same}. " if same and len(arms) > 1 else ""
+    return {**table, "note": note + "Every setting stands at the end of the page."}
 
 
 def _settings(arms: Sequence[Arm], keys: Sequence[str]) -> dict[str, Any]:
@@ -222,22 +256,51 @@ def _every_setting(arms: Sequence[Arm]) -> list[str]:
 
 
 def _environment(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Return the facts of the machines; those that change from run to run as their range."""
     runs = [run for arm in arms for run in arm.runs]
     keys = dict.fromkeys(key for run in runs for key in run.environment)
-    return [
-        (key, " | ".join(dict.fromkeys(text(run.environment.get(key)) for run in runs)))
-        for key in keys
-        if key != "seeds"
-    ]
+    rows = []
+    for key in keys:
+        values = list(dict.fromkeys(text(run.environment.get(key)) for run in runs))
+        rows.append((key, " | ".join(values) if len(values) < 4 else f"{min(values)} to {max(values)}"))
+    return rows
 
 
-def _definitions(numbers: Numbers) -> list[tuple[str, str]]:
-    part = PARTS.get(numbers.part or "", "test")
-    chosen = PARTS.get(numbers.chosen_on or "", part)
-    return [
+def _definitions(study: Study, numbers: Numbers) -> list[tuple[str, str]]:
+    split = SPLITS.get(numbers.split or "", "test")
+    chosen = SPLITS.get(numbers.chosen_on or "", split)
+    made = [
         ("arm", "Runs that differ in the seed alone."),
         ("step", "One update of the parameters, from one batch."),
-        ("best accuracy", f"The {part} accuracy at the evaluation with the highest {chosen} accuracy."),
+        ("best accuracy", f"The {split} accuracy at the evaluation with the highest {chosen} accuracy."),
+    ]
+    if numbers.marks:
+        made += [
+            (
+                "steps to an accuracy",
+                "The step of the first evaluation at or above it; median over seeds. A run that diverged reached none.",
+            ),
+            (
+                "final",
+                f"The accuracy with which every seed of {numbers.groups[0].name} ended: the lowest over seeds"
+                + (f", at the {study.tuned.replace('_', ' ')} where that is highest." if study.tuned else "."),
+            ),
+            (
+                "ratio",
+                "Steps of the baseline over steps of the arm"
+                + (f", each at the {study.tuned} that needs the fewest" if study.tuned else "")
+                + ". Its interval: lowest to highest over seeds, and over accuracies one example lower and higher.",
+            ),
+        ]
+    if study.tuned:
+        made.append(
+            (
+                "best",
+                f"The {study.tuned} with the highest mean final accuracy, then the lowest loss.",
+            )
+        )
+    return [
+        *made,
         (
             "gap",
             "Accuracy on a fixed part of the training data minus accuracy on new data, in evaluation mode, at the end.",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.lab.recording import Record, TrainRun
-from batchnorm.lab.report.arms import Arm, seed_of
+from batchnorm.lab.report.study import Arm, seed_of
 
 Floats = NDArray[np.float64]
 
@@ -165,14 +165,17 @@ def thin(series: Series, points: int) -> Series:
 
 
 def quantity(
-    arms: Sequence[Arm], label: str, records: Callable[[TrainRun], Iterable[Record]], value: Callable[[Record], Any]
+    arms: Sequence[Arm | None],
+    label: str,
+    records: Callable[[TrainRun], Iterable[Record]],
+    value: Callable[[Record], Any],
 ) -> Quantity | None:
     """Make the curves of one quantity, for all arms.
 
     Parameters
     ----------
-    arms : sequence of Arm
-        The arms.
+    arms : sequence of (Arm or None)
+        The arms; None leaves its place empty.
     label : str
         What the quantity is called beside its siblings.
     records : callable
@@ -188,12 +191,13 @@ def quantity(
     series = {
         index: made
         for index, arm in enumerate(arms)
-        if (made := combine([timed(track(records(run), value), run) for run in arm.basis])) is not None
+        if arm is not None
+        and (made := combine([timed(track(records(run), value), run) for run in arm.basis])) is not None
     }
     lost = [
         Lost(index, f"seed {seed_of(run)}, {run.status}", timed(own, run))
         for index, arm in enumerate(arms)
-        for run in arm.others
+        for run in (arm.others if arm is not None else ())
         if (own := track(records(run), value)).steps.size
     ]
     return Quantity(label, series, lost) if series or lost else None

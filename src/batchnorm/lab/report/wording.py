@@ -1,17 +1,20 @@
-"""What the numbers of training runs say, as text: the terminal and the page print the same tables and sentences."""
+"""What the numbers of a study say, as text: the terminal and the page print the same tables and sentences."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from batchnorm.lab.page import text
-from batchnorm.lab.report.arms import Arm, seed_of, settings_of
-from batchnorm.lab.report.numbers import ArmNumbers, Numbers, RunNumbers, Spread, evaluation_spacing
-from batchnorm.lab.wording import Table, Verdict, count, factor, percent
+from batchnorm.lab.report.numbers import ArmNumbers, GroupNumbers, Numbers, RunNumbers, evaluation_spacing
+from batchnorm.lab.report.study import Arm, Study, seed_of, settings_of
+from batchnorm.lab.rules import SAME, Ratio, Spread
+from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural
 
-PARTS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
-SAME = 0.05  # ratios this close to 1 are called "about the same"
+SPLITS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
 ENDED_BADLY = ("diverged", "interrupted", "failed")
-MOST_NAMED = 3  # arms with a sentence of their own; the table has them all
+MOST_NAMED = 3  # groups with a sentence of their own; the table has them all
+#: Accuracies with a larger standard deviation have no middle: some runs succeeded, others failed.
+APART = 0.1
+FEW_SEEDS = 3  # below this many an interval says little
 
 
 def clock(seconds: float | None) -> str:
@@ -27,21 +30,31 @@ def clock(seconds: float | None) -> str:
 
 
 def spread(value: Spread | None, *, share: bool = True) -> str:
-    """Write a mean with the standard deviation over runs, if there are several."""
+    """Write a mean with the standard deviation over runs; the range where some runs succeed and others fail."""
     if value is None:
         return "-"
+    if share and value.std is not None and value.std > APART:
+        return f"{percent(value.low)} to {percent(value.high)}"
     if share:
         return percent(value.mean) + ("" if value.std is None else f" ± {100 * value.std:.1f}")
     return f"{value.mean:.3g}" + ("" if value.std is None else f" ± {value.std:.2g}")
 
 
-def tables(numbers: Numbers) -> list[Table]:
-    """Make the tables: one row per arm, and one row per run when an arm has several or a run did not finish."""
-    made = [_arm_table(numbers)]
+def tables(study: Study, numbers: Numbers) -> list[Table]:
+    """Make the tables: steps to each accuracy, one row per arm, and one row per run where that says more."""
+    made = [_arm_table(study, numbers)]
+    if numbers.marks:
+        made.insert(0, _steps_table(study, numbers))
+        made += [_matched_table(study, numbers, group) for group in numbers.groups[1:] if study.tuned]
     runs = [run for arm in numbers.arms for run in arm.runs]
-    if len(runs) > len(numbers.arms) or any(run.status != "finished" for run in runs):
+    if study.plan is None and (len(runs) > len(numbers.arms) or any(run.status != "finished" for run in runs)):
         made.append(_run_table(numbers))
     return made
+
+
+def mark_name(numbers: Numbers, mark: float) -> str:
+    """Name an accuracy: "80%", and the target with its origin."""
+    return f"{percent(mark)} (final)" if mark == numbers.target else percent(mark).replace(".0%", "%")
 
 
 def ended(runs: Sequence[RunNumbers]) -> str:
@@ -50,53 +63,98 @@ def ended(runs: Sequence[RunNumbers]) -> str:
     return f"{len(runs)}: {', '.join(bad)}" if bad else f"{len(runs)}"
 
 
-def _arm_table(numbers: Numbers) -> Table:
-    part = PARTS.get(numbers.part or "", "")
-    several = len(numbers.arms) > 1
-    columns = ["arm", "runs", f"best {part} accuracy", "final accuracy", "final loss", "gap", "examples/s"]
-    if several and numbers.target is not None:
-        columns += [f"steps to {percent(numbers.target)}", "time to that"]
+def range_of(ratio: Ratio) -> str:
+    """Write a ratio with its interval: "6.5x (6.0x to 13x)"."""
+    if ratio.value is None:
+        return "baseline did not reach it" if ratio.why == "baseline" else "not reached"
+    if ratio.low is None or ratio.high is None or factor(ratio.low) == factor(ratio.high):
+        return factor(ratio.value)
+    return f"{factor(ratio.value)} ({factor(ratio.low)} to {factor(ratio.high)})"
+
+
+def _steps_table(study: Study, numbers: Numbers) -> Table:
     rows = []
-    for arm in numbers.arms:
-        row = [
-            arm.name, ended(arm.runs), spread(arm.best_accuracy), spread(arm.final_accuracy),
-            spread(arm.final_loss, share=False), _points(arm.gap),
-            "-" if arm.examples_per_second is None else f"{arm.examples_per_second.mean:,.0f}",
-        ]  # fmt: skip
-        if several and numbers.target is not None:
-            missed = len([run for run in arm.runs if run.status == arm.basis]) - arm.reached
-            part_reached = f" ({arm.reached} of {arm.reached + missed})" if missed and arm.reached else ""
-            row += [count(arm.target_step) + part_reached, clock(arm.target_seconds)]
+    for group in numbers.groups:
+        row = [group.name]
+        for index in range(len(numbers.marks)):
+            reach = group.reaches[index]
+            at = "" if reach.value is None else f" at {_tuned(study, reach.value)}" + ("*" if reach.edge else "")
+            row.append(count(reach.steps) + at)
         rows.append(row)
+        if group.ratios:
+            rows.append([f"ratio to {numbers.groups[0].name}", *map(range_of, group.ratios)])
+    edge = any(reach.edge for group in numbers.groups for reach in group.reaches)
+    tuned = "at the value that needs the fewest" if study.tuned else "median over seeds"
     return Table(
-        title="Arms" if several else "Result",
-        columns=columns,
+        title="Steps to an accuracy",
+        columns=["arm", *(mark_name(numbers, mark) for mark in numbers.marks)],
         rows=rows,
-        note=_arm_note(numbers, several=several),
+        note=(
+            f"Steps: {tuned}. Ratio: steps of {numbers.groups[0].name} over steps of the arm; the interval is over "
+            f"seeds and over accuracies within one example. Final: the accuracy that {numbers.groups[0].name} ended "
+            "with in every seed." + (" *: at the edge of the grid; a wider grid may need fewer." if edge else "")
+        ),
     )
 
 
-def _arm_note(numbers: Numbers, *, several: bool) -> str:
+def _matched_table(study: Study, numbers: Numbers, group: GroupNumbers) -> Table:
+    values = list(group.arms)
+    rows = [
+        [
+            f"to {mark_name(numbers, mark)}",
+            *("-" if (found := group.matched[index].get(value)) is None else factor(found) for value in values),
+        ]
+        for index, mark in enumerate(numbers.marks)
+    ]
+    name = study.tuned.replace("_", " ")
+    return Table(
+        title=f"Ratio of steps at the same {name}: {group.name}",
+        columns=["accuracy", *(_tuned(study, value) for value in values)],
+        rows=rows,
+        note=f"Steps of {numbers.groups[0].name} over steps of {group.name}, medians over seeds; -: one of them did "
+        "not reach it.",
+    )
+
+
+def _arm_table(study: Study, numbers: Numbers) -> Table:
+    split = SPLITS.get(numbers.split or "", "")
+    several = len(numbers.arms) > 1
+    columns = ["arm", "runs", f"best {split} accuracy", "final accuracy", "final loss", "gap", "examples/s"]
+    gaps = any(arm.gap is not None for arm in numbers.arms)
+    rows = []
+    for group in numbers.groups:
+        for value, arm in group.arms.items():
+            best = study.tuned and len(group.arms) > 1 and group.best is not None and group.best.value == value
+            row = [
+                arm.name + (" (best)" if best else ""), ended(arm.runs), spread(arm.best_accuracy),
+                spread(arm.final_accuracy), spread(arm.final_loss, share=False), _points(arm.gap),
+                "-" if arm.examples_per_second is None else f"{arm.examples_per_second.mean:,.0f}",
+            ]  # fmt: skip
+            rows.append(row if gaps else [*row[:5], row[6]])
+    return Table(
+        title="Arms" if several else "Result",
+        columns=columns if gaps else [*columns[:5], columns[6]],
+        rows=rows,
+        note=_arm_note(numbers),
+    )
+
+
+def _arm_note(numbers: Numbers) -> str:
     words = ["Mean ± standard deviation over the runs that finished."]
     if any(arm.basis == "interrupted" for arm in numbers.arms):
         words.append("Of an arm in which none did: over those that were interrupted.")
-    if numbers.chosen_on is not None and numbers.part is not None:
+    if numbers.chosen_on is not None and numbers.split is not None:
         words.append(
-            f"Best: at the evaluation with the highest {PARTS[numbers.chosen_on]} accuracy"
+            f"Best accuracy: at the evaluation with the highest {SPLITS[numbers.chosen_on]} accuracy"
             + (
                 ", which is what is reported too, so it is slightly optimistic."
-                if numbers.chosen_on == numbers.part
+                if numbers.chosen_on == numbers.split
                 else "."
             )
         )
     if any(arm.gap is not None for arm in numbers.arms):
         words.append(
             "Gap: accuracy on a fixed subset of the training data minus accuracy on new data, at the end, in points."
-        )
-    if several and numbers.target is not None:
-        words.append(
-            f"Steps and time to {percent(numbers.target)}, the best accuracy that {numbers.arms[0].name} reached in "
-            "every run: at the first evaluation there, median over runs."
         )
     return " ".join(words)
 
@@ -121,16 +179,17 @@ def _run_table(numbers: Numbers) -> Table:
 def _points(gap: Spread | None) -> str:
     if gap is None:
         return "-"
-    return f"{100 * gap.mean:+.1f}" + ("" if gap.std is None else f" ± {100 * gap.std:.1f}")
+    mean = round(100 * gap.mean, 1) + 0.0  # no -0.0
+    return f"{mean:+.1f}" + ("" if gap.std is None else f" ± {100 * gap.std:.1f}")
 
 
-def verdict(arms: Sequence[Arm], numbers: Numbers) -> Verdict:
+def verdict(study: Study, numbers: Numbers) -> Verdict:
     """Say what came out, from the numbers alone.
 
     Parameters
     ----------
-    arms : sequence of Arm
-        The arms.
+    study : Study
+        The runs.
     numbers : Numbers
         Their numbers.
 
@@ -139,18 +198,20 @@ def verdict(arms: Sequence[Arm], numbers: Numbers) -> Verdict:
     Verdict
     """
     if len(numbers.arms) == 1:
-        return Verdict(_alone(numbers), _alone_numbers(numbers.arms[0]), _limits(arms, numbers))
-    first, *others = numbers.arms
+        return Verdict(_alone(numbers), _alone_numbers(numbers.arms[0]), _limits(study, numbers))
+    first, *others = numbers.groups
     sentences = [_against(numbers, first, other) for other in others[:MOST_NAMED]]
     if len(others) > MOST_NAMED:
-        sentences.append(f"The table has all {len(numbers.arms)} arms.")
-    sentences += [s for s in (_gap_sentence(numbers.arms), _speed_sentence(numbers.arms)) if s]
-    return Verdict(_headline(numbers), sentences, _limits(arms, numbers))
+        sentences.append(f"The table has all {len(numbers.groups)} arms.")
+    shown = [group.shown for group in numbers.groups]
+    sentences += [s for s in (*map(_time_sentence, others), _gap_sentence(shown), _speed_sentence(study, shown)) if s]
+    headline = _headline(numbers)
+    return Verdict(headline[:1].upper() + headline[1:], sentences, _limits(study, numbers))
 
 
 def _alone(numbers: Numbers) -> str:
     (arm,) = numbers.arms
-    part, final = PARTS.get(numbers.part or "", ""), arm.final_accuracy
+    split, final = SPLITS.get(numbers.split or "", ""), arm.final_accuracy
     steps = max(run.step for run in arm.runs)
     if arm.basis in {"diverged", "failed"}:
         every = "The run" if len(arm.runs) == 1 else f"Every one of {len(arm.runs)} runs"
@@ -161,7 +222,7 @@ def _alone(numbers: Numbers) -> str:
         return f"{arm.name} was trained for {plural_steps(steps)}; its accuracy was never evaluated."
     over = f", mean of {final.n} runs" if final.n > 1 else ""
     word = "ended at" if arm.basis == "finished" else "was interrupted at"
-    return f"{arm.name} {word} {spread(final)} {part} accuracy after {plural_steps(steps)}{over}."
+    return f"{arm.name} {word} {spread(final)} {split} accuracy after {plural_steps(steps)}{over}."
 
 
 def plural_steps(steps: int) -> str:
@@ -190,57 +251,96 @@ def _alone_numbers(arm: ArmNumbers) -> list[str]:
 
 
 def _headline(numbers: Numbers) -> str:
-    first, *others = numbers.arms
-    ranked = sorted(
-        (arm for arm in numbers.arms if arm.final_accuracy is not None),
-        key=lambda arm: -(arm.final_accuracy.mean if arm.final_accuracy else 0),
-    )
-    if not ranked:
+    first, *others = numbers.groups
+    known = [group for group in numbers.groups if group.shown.final_accuracy is not None]
+    if not known:
         lost = all(arm.basis in {"diverged", "failed"} for arm in numbers.arms)
         return "Every run of every arm diverged or failed." if lost else "No accuracy was recorded in any arm."
-    if len(numbers.arms) > 2 or numbers.target is None or not others:
-        best = ranked[0]
-        return f"{best.name} ended highest, at {spread(best.final_accuracy)} {PARTS[numbers.part or 'test']} accuracy."
-    other = others[0]
-    if other.basis in {"diverged", "failed"}:
-        return f"{other.name} {other.basis}; {first.name} ended at {spread(first.final_accuracy)}."
-    ends = f"and ended at {spread(other.final_accuracy)} against {spread(first.final_accuracy)}"
-    goal = f"the best accuracy of {first.name} ({percent(numbers.target)})"
-    if other.target_step is None:
-        return f"{other.name} did not reach {goal}, {ends}."
-    return f"{other.name} reached {goal} {_fewer(first, other)}, {ends}."
+    if len(others) == 1:
+        return _of_two(numbers, first, others[0])
+    best = max(known, key=lambda group: group.shown.final_accuracy.mean if group.shown.final_accuracy else 0.0)
+    return (
+        f"{best.shown.name} ended highest, at {spread(best.shown.final_accuracy)} "
+        f"{SPLITS[numbers.split or 'test']} accuracy."
+    )
 
 
-def _fewer(first: ArmNumbers, other: ArmNumbers) -> str:
-    if not first.target_step or not other.target_step:
-        return f"after {count(other.target_step)} steps"
-    ratio = first.target_step / other.target_step
-    if ratio > 1 + SAME:
-        return f"in {factor(ratio)[:-1]} times fewer steps"
-    if ratio < 1 / (1 + SAME):
-        return f"in {factor(1 / ratio)[:-1]} times more steps"
-    return "in about as many steps"
+def _of_two(numbers: Numbers, first: GroupNumbers, other: GroupNumbers) -> str:
+    for group, rest in ((other, first), (first, other)):
+        if group.shown.final_accuracy is None:
+            what = group.shown.basis if group.shown.basis in ENDED_BADLY else "was not evaluated"
+            return f"{group.name} {what}; {rest.name} ended at {spread(rest.shown.final_accuracy)}."
+    ends = f"{spread(other.shown.final_accuracy)} against {spread(first.shown.final_accuracy)} at the end"
+    if first.shown.final_accuracy is not None and first.shown.final_accuracy.mean <= numbers.guessing:
+        return (
+            f"{other.name} ended at {spread(other.shown.final_accuracy)}; {first.name} did no better than guessing, at "
+            f"{spread(first.shown.final_accuracy)}."
+        )
+    if numbers.target is None:
+        return f"{other.name} and {first.name}: {ends}."
+    final = numbers.marks.index(numbers.target)
+    goal = f"the accuracy that {first.name} ended with ({percent(numbers.target)})"
+    ratio = other.ratios[final]
+    said = [f"{goal} {_fewer(ratio)}"] if ratio.value is not None else []
+    early = [
+        f"{mark_name(numbers, mark)} {_fewer(other.ratios[k])}"
+        for k, mark in enumerate(numbers.marks)
+        if mark != numbers.target and other.ratios[k].value is not None and mark < numbers.target
+    ]
+    if not said:
+        return f"{other.name} did not reach {goal}: {ends}" + (f"; it reached {_and(early)}." if early else ".")
+    # The final accuracy first; but where it shows no difference and an earlier one does, both.
+    return f"{other.name} reached {_and([*said, *early[:1]])}."
 
 
-def _against(numbers: Numbers, first: ArmNumbers, other: ArmNumbers) -> str:
-    if other.final_accuracy is None:
-        what = other.basis if other.basis in ENDED_BADLY else "was not evaluated"
-        return f"{other.name}: {what}, so there is no accuracy to compare."
-    sentence = f"{other.name}: {spread(other.final_accuracy)} at the end"
-    if first.final_accuracy is not None:
-        points = 100 * (other.final_accuracy.mean - first.final_accuracy.mean)
+def _fewer(ratio: Ratio) -> str:
+    """Write a ratio with its interval as "in 6.5 to 13 times fewer steps"; one that straddles 1 says so."""
+    value, low, high = ratio.value, ratio.low, ratio.high
+    assert value is not None
+    assert low is not None
+    assert high is not None
+    if low < 1 < high and low < 1 / (1 + SAME) and high > 1 + SAME:
+        return f"in between {factor(1 / low)[:-1]} times more and {factor(high)[:-1]} times fewer steps"
+    if 1 / (1 + SAME) <= value <= 1 + SAME:
+        return "in about as many steps"
+    ends = (low, high) if value > 1 else (1 / high, 1 / low)
+    shown = list(dict.fromkeys(factor(max(end, 1.0))[:-1] for end in ends))
+    return f"in {' to '.join(shown)} times {'fewer' if value > 1 else 'more'} steps"
+
+
+def _against(numbers: Numbers, first: GroupNumbers, other: GroupNumbers) -> str:
+    mine, theirs = other.shown, first.shown
+    if mine.final_accuracy is None:
+        what = mine.basis if mine.basis in ENDED_BADLY else "was not evaluated"
+        return f"{mine.name}: {what}, so there is no accuracy to compare."
+    sentence = f"{mine.name}: {spread(mine.final_accuracy)} at the end"
+    if theirs.final_accuracy is not None and numbers.example:
+        # The difference of the numbers as they are printed.
+        points = round(100 * mine.final_accuracy.mean, 1) - round(100 * theirs.final_accuracy.mean, 1)
         higher = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
-        sentence += f", {higher if abs(points) >= 0.05 else 'the same as'} {first.name}"
-    if numbers.target is not None:
-        if other.target_step is None:
-            sentence += f"; {percent(numbers.target)} not reached"
+        sentence += f", {higher if abs(points) >= 0.05 else 'the same as'} {theirs.name}"
+    for index, mark in enumerate(numbers.marks):
+        reach, base = other.reaches[index], first.reaches[index]
+        if reach.steps is None:
+            sentence += f"; {mark_name(numbers, mark)} not reached"
         else:
-            mine = "" if first.target_step is None else f" ({first.target_step:,.0f} of {first.name})"
-            sentence += f"; {percent(numbers.target)} after {other.target_step:,.0f} steps{mine}"
-            if other.target_seconds is not None:
-                theirs = "" if first.target_seconds is None else f" ({clock(first.target_seconds)})"
-                sentence += f", {clock(other.target_seconds)}{theirs}"
+            against = "" if base.steps is None else f" ({base.steps:,.0f})"
+            sentence += f"; {mark_name(numbers, mark)} after {reach.steps:,.0f} steps{against}"
     return sentence + "."
+
+
+def _time_sentence(group: GroupNumbers) -> str:
+    if group.time_ratio is None:
+        return ""
+    middle, low, high = group.time_ratio
+    words = (
+        f"A step of {group.name} took {middle:.2f} times as long as one of the baseline (median of paired intervals; "
+        f"quartiles {low:.2f} and {high:.2f})"
+    )
+    known = [ratio.value for ratio in group.ratios if ratio.value is not None]
+    return words + (
+        f"; in time instead of steps, a ratio of {factor(known[-1])} is {factor(known[-1] / middle)}." if known else "."
+    )
 
 
 def _gap_sentence(arms: Sequence[ArmNumbers]) -> str:
@@ -251,54 +351,101 @@ def _gap_sentence(arms: Sequence[ArmNumbers]) -> str:
     return f"Accuracy on the training subset against new data, at the end: {each}."
 
 
-def _speed_sentence(arms: Sequence[ArmNumbers]) -> str:
+def _speed_sentence(study: Study, arms: Sequence[ArmNumbers]) -> str:
     known = [arm for arm in arms if arm.examples_per_second is not None]
-    if len(known) < 2 or len(known) > MOST_NAMED + 1:
+    if study.plan is not None or len(known) < 2 or len(known) > MOST_NAMED + 1:
         return ""
     each = ", ".join(f"{arm.examples_per_second.mean:,.0f} with {arm.name}" for arm in known if arm.examples_per_second)
     return f"Examples per second: {each}."
 
 
-def _limits(arms: Sequence[Arm], numbers: Numbers) -> list[str]:
+def _limits(study: Study, numbers: Numbers) -> list[str]:
+    arms = study.arms
     limits = []
-    for arm in numbers.arms:
-        for run in arm.runs:
-            if run.status != "finished":
-                why = f": {run.reason}" if run.reason else ""
-                limits.append(f"{arm.name}, seed {text(run.seed)} {_how(run.status)} at step {run.step:,}{why}.")
-    if all(len(arm.runs) == 1 for arm in numbers.arms):
+    if study.absent:
+        limits.append(
+            f"{plural(study.absent, 'cell')} of the plan did not run yet: the same command goes on with them."
+        )
+    limits += _endings(numbers)
+    seeds = max(len(arm.runs) for arm in arms)
+    if seeds == 1:
         limits.append("One seed per arm: there is no spread to judge differences by." if len(arms) > 1 else
                       "One seed: another would end elsewhere, by an amount that this page cannot say.")  # fmt: skip
+    elif len(arms) > 1 and seeds < FEW_SEEDS:
+        limits.append(f"{seeds} seeds: an interval over so few says little.")
     for group in arms:
-        seeds = [str(seed_of(run)) for run in group.runs]
-        if len(set(seeds)) < len(seeds):
+        own = [str(seed_of(run)) for run in group.runs]
+        if len(set(own)) < len(own):
             limits.append(f"{group.name} holds runs with the same seed, which are not independent.")
-    if numbers.part is not None and numbers.part == numbers.chosen_on == "test":
+    limits += _doubts(study, numbers)
+    if numbers.split is not None and numbers.split == numbers.chosen_on == "test":
         limits.append("Best accuracies were chosen on the test data themselves, so they are slightly optimistic.")
-    if numbers.target is None and len(arms) > 1 and numbers.arms[0].best_accuracy is not None:
+    if numbers.marks and numbers.example > 1 / 2000:
         limits.append(
-            f"{numbers.arms[0].name} did no better than guessing, so there is no accuracy that it reached to count the "
-            "steps to."
+            f"The {SPLITS[numbers.split or 'test']} data have {1 / numbers.example:,.0f} examples: accuracies that "
+            f"differ by less than {percent(numbers.example)} cannot be told apart."
         )
-    elif len(arms) > 1 and (between := [steps for arm in arms for steps in evaluation_spacing(arm, numbers.part)]):
+    same_data = len({_of_data(arm) for arm in arms}) == 1
+    if len(study.groups) > 1 and same_data and numbers.target is None and numbers.groups[0].shown.final_accuracy:
+        limits.append(
+            f"{numbers.groups[0].name} did no better than guessing, so there is no accuracy that it reached to count "
+            "the steps to."
+        )
+    elif numbers.marks and (between := [steps for arm in arms for steps in evaluation_spacing(arm, numbers.split)]):
         limits.append(
             f"Accuracy is known where it was evaluated, every {count(max(between))} steps: how many steps an arm took "
             "is known to that, and so are their ratios."
         )
-    if len(arms) == 2 and len(arms[0].settings) > 1:
+    if len(study.groups) > 1 and len(study.compared) > 1 and study.plan is None:
         limits.append(
-            f"The arms differ in {_and(list(arms[0].settings))}: this page cannot say which made the difference."
+            f"The arms differ in {_and([key.replace('_', ' ') for key in study.compared])}: this page cannot say which "
+            "made the difference."
         )
     limits += [
         f"The arms were not {what}: {consequence}."
         for what, consequence, values in (
             ("trained on the same data", "accuracies are of different tasks", [_of_data(arm) for arm in arms]),
             ("run on the same machine", "times do not compare", [_machine(arm) for arm in arms]),
+            ("run with the same threads", "times do not compare", [_threads(arm) for arm in arms]),
             ("run by the same version", "a difference may be the version's", [_version(arm) for arm in arms]),
         )
         if len(set(values)) > 1
     ]
     return limits
+
+
+def _endings(numbers: Numbers) -> list[str]:
+    said = []
+    for arm in numbers.arms:
+        for status in ENDED_BADLY:
+            runs = [run for run in arm.runs if run.status == status]
+            if not runs:
+                continue
+            first = runs[0]
+            why = f": {first.reason}" if first.reason else ""
+            seeds = f"seed{'' if len(runs) == 1 else 's'} {_and([text(run.seed) for run in runs])}"
+            said.append(f"{arm.name}, {seeds} {_how(status)} at step {first.step:,}{why}.")
+    return said
+
+
+def _doubts(study: Study, numbers: Numbers) -> list[str]:
+    """Name ties and edges of the tuned axis."""
+    name, said = study.tuned.replace("_", " "), []
+    for group in numbers.groups:
+        edges = [mark for mark, reach in zip(numbers.marks, group.reaches, strict=False) if reach.edge]
+        if edges:
+            where = _and([mark_name(numbers, mark) for mark in edges])
+            said.append(f"{group.name} needs the fewest steps to {where} at the edge of the {name} grid: widen it.")
+        if study.tuned and group.best is not None and group.best.ties:
+            others = _and([f"{value:g}" for value in group.best.ties])
+            said.append(
+                f"{group.name} ends as high, to within one example, at {name} {others}; no ratio depends on it."
+            )
+    return said
+
+
+def _tuned(study: Study, value: float) -> str:
+    return f"{study.tuned.replace('_', ' ')} {value:g}"
 
 
 def _and(words: Sequence[str]) -> str:
@@ -316,7 +463,11 @@ def _of_data(arm: Arm) -> str:
 
 
 def _machine(arm: Arm) -> str:
-    return str([_environment(arm, key) for key in ("processor", "cores", "threads", "device")])
+    return str([_environment(arm, key) for key in ("processor", "cores", "device")])
+
+
+def _threads(arm: Arm) -> str:
+    return str(_environment(arm, "threads"))
 
 
 def _version(arm: Arm) -> str:

@@ -193,8 +193,10 @@ function plot(host, spec) {
   for (const tick of linearTicks(xLow, xHigh, spec.compact ? 2 : width < NARROW ? 4 : 7)) {
     if (spec.x.whole && !Number.isInteger(tick)) continue;
     svg(root, "path", { d: `M${x(tick)},${bottom}v4`, class: "axis" });
-    const centre = Math.min(x(tick), width - 3.3 * short(tick).length - 1);
-    svg(root, "text", { x: centre, y: bottom + 15, "text-anchor": "middle" }, short(tick));
+    const name = spec.x.names ? spec.x.names[tick - 1] : short(tick);
+    if (name === undefined) continue;
+    const centre = Math.min(x(tick), width - 3.3 * name.length - 1);
+    svg(root, "text", { x: centre, y: bottom + 15, "text-anchor": "middle" }, name);
   }
   svg(root, "path", { d: `M${left},${bottom}H${width - 12}`, class: "axis" });
   const under = { x: (left + width - 12) / 2, y: height - 6, "text-anchor": "middle", class: "label" };

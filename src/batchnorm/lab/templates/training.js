@@ -12,16 +12,22 @@ function axisOf() {
   if (state.axis === "second") return { label: `training time (${unitName})`, word: unitName };
   return state.axis === "epoch" ? { label: "epochs", word: "epoch" } : { label: "training steps", word: "step" };
 }
+function ownAxis({ label, names }, lines) {
+  const last = Math.max(...lines.flatMap((line) => line.x));
+  if (!names.length) return { label, word: label.split(",")[0], whole: true, range: [1, last] };
+  return { label, names, whole: true, range: [0.7, names.length + 0.3], name: (where) => `${label} ${names[where - 1]}` };
+}
 function overTraining(chart, variant, log, id) {
   const inUnits = (seconds) => (finite(seconds) ? seconds / perUnit : null);
   const lines = [...variant.series, ...variant.lost].map((one) => ({
-    arm: one.arm, x: state.axis === "second" ? one.second.map(inUnits) : one[state.axis],
+    arm: one.arm,
+    x: chart.axis ? one.step : state.axis === "second" ? one.second.map(inUnits) : one[state.axis],
     y: one.mean, low: one.low, high: one.high, runs: one.runs, lost: one.what,
   }));
   const last = (one) => writer(chart.unit)(one.mean.filter(finite).at(-1) ?? NaN);
   const spoken = variant.series.map((one) => `${data.arms[one.arm].name} ends at ${last(one)}`).join("; ");
   const title = [chart.title, variant.label].filter(Boolean).join(", ");
-  return { id, title, spoken, unit: chart.unit, log, x: axisOf(), lines };
+  return { id, title, spoken, unit: chart.unit, log, x: chart.axis ? ownAxis(chart.axis, lines) : axisOf(), lines };
 }
 function mount(figure, chart, number) {
   let [chosen, log] = [0, chart.log];

@@ -13,6 +13,7 @@ from batchnorm.lab.models import Normalization, build, describe_network, paramet
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import fixed_subset
 from batchnorm.lab.training.recipes import resolve, resolve_cadence
+from batchnorm.lab.training.units import UnitInputs
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Subject:
 
 
 def make_subject(
-    config: TrainConfig, *, dataset: Dataset | None, model: nn.Module | None, rank: int, world: int, dry: bool = False
+    config: TrainConfig, *, dataset: Dataset | None, model: nn.Module | None, rank: int, world: int
 ) -> Subject:
     """Load, build, and resolve what was not given.
 
@@ -58,8 +59,6 @@ def make_subject(
         One's own, instead of ``config.model``.
     rank, world : int
         Which process this is, and of how many.
-    dry : bool
-        Evaluate on a batch's worth of each part only.
 
     Returns
     -------
@@ -77,21 +76,7 @@ def make_subject(
         config = replace(config, model=type(model).__qualname__)
     config = resolve(config)
     assert config.batch_size is not None
-    if dataset is None:
-        dataset = load(
-            config.data,
-            config.data_dir,
-            validation=config.validation,
-            seed=config.split_seed,
-            image_size=config.image_size,
-        )
-    if dry:
-        held = dataset.validation
-        dataset = replace(
-            dataset,
-            test=fixed_subset(dataset.test, config.batch_size),
-            validation=None if held is None else fixed_subset(held, config.batch_size),
-        )
+    dataset = dataset or load_data(config)
     least = 2 * config.accumulate * world
     if config.batch_size < least:
         raise LabError(
@@ -119,9 +104,39 @@ def make_subject(
     if config.convert:
         network, report = batchnorm.convert(network, report=True)
         described["model"]["converted"] = _counts(report.rows)
+    if config.units:
+        UnitInputs(network)  # refuse what cannot be watched before anything runs
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return Subject(config, dataset, loader, network, steps, described)
+
+
+def load_data(config: TrainConfig) -> Dataset:
+    """Load the data that a config names.
+
+    Raises
+    ------
+    LabError
+        There is no such data set, or a setting does not fit it.
+    """
+    return load(
+        config.data,
+        config.data_dir,
+        validation=config.validation,
+        seed=config.split_seed,
+        image_size=config.image_size,
+    )
+
+
+def few_examples(config: TrainConfig, count: int) -> Dataset:
+    """Load the data that a config names, with at most ``count`` examples to evaluate on."""
+    dataset = load_data(config)
+    held = dataset.validation
+    return replace(
+        dataset,
+        test=fixed_subset(dataset.test, count),
+        validation=None if held is None else fixed_subset(held, count),
+    )
 
 
 def _network(config: TrainConfig, dataset: Dataset) -> nn.Module:

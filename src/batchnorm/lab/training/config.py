@@ -20,6 +20,7 @@ ProbeName = Literal["activations", "gradients", "running", "shift", "landscape"]
 MAY_CHANGE = (
     *("epochs", "steps", "out", "data_dir", "threads", "tensorboard", "tune_allocator"),
     *("log_every", "evaluate_every", "checkpoint_every", "probe_every", "probes", "train_subset"),
+    *("evaluate_early", "units"),
 )
 
 
@@ -221,6 +222,13 @@ class TrainConfig:
 
     evaluate_every: int | None = None
     """Steps between evaluations; one comes at the end anyway. None: an epoch, at most 500 steps."""
+
+    evaluate_early: bool = False
+    """Evaluate after 1, 2, 5, 10, 20 and 50 steps too, where a network changes fastest."""
+
+    units: bool = False
+    """Record, at each evaluation on the test data, the 15th, 50th and 85th percentile of the input to every unit of the
+    last hidden layer, and the saturated share of each hidden layer. For mlp, convnet and similar networks."""
 
     train_subset: int = 2000
     """Training examples on which the network is evaluated too, always the same and without augmentation: what

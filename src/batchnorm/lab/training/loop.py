@@ -1,5 +1,6 @@
 """The training loop: steps, and around them what is due: records, evaluations, checkpoints."""
 
+import contextlib
 import math
 import statistics
 import time
@@ -10,8 +11,10 @@ from typing import Any
 
 import torch
 
-from batchnorm.lab.data import Batch, Dataset, Loader
+from batchnorm.lab.data import Batch
+from batchnorm.lab.rules import diverged
 from batchnorm.lab.training import checkpoints
+from batchnorm.lab.training.building import Subject
 from batchnorm.lab.training.evaluation import (
     Score,
     batch_of_evaluation,
@@ -23,11 +26,13 @@ from batchnorm.lab.training.journal import Journal
 from batchnorm.lab.training.machine import average_statistics, gathered, total
 from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.randomness import random_state, restore_random_state
-from batchnorm.lab.training.schedules import Schedule
-from batchnorm.lab.training.step import Stepper
+from batchnorm.lab.training.schedules import make_schedule
+from batchnorm.lab.training.step import Run
+from batchnorm.lab.training.units import UnitInputs
+from batchnorm.probes import make_probes
 
-#: A run whose loss ends above this many times that of guessing, and above where it began, has diverged.
-GUESSING = 2.0
+#: Evenly spaced evaluations see nothing of a start in which everything changes.
+EARLY_STEPS = (1, 2, 5, 10, 20, 50)
 
 
 class Diverged(Exception):  # noqa: N818  # an ending, not an error
@@ -59,66 +64,75 @@ class Position:
     first_loss: float | None = None
 
 
-@dataclass
 class Loop:
-    """One training, from where it stands to its end.
+    """A training from its present position to its end: iterate to take the steps, one at a time.
 
-    Attributes
+    What is due after a step (records, evaluations, checkpoints) is done before the step is yielded. Reaching the end,
+    or a request to stop, ends the iteration; ``status`` and ``reason`` then say why.
+
+    Parameters
     ----------
-    stepper : Stepper
-        Takes a step; holds Fabric, config and network.
-    dataset : Dataset
-        What to evaluate on.
-    loader : Loader
-        This process's share of the training batches.
-    schedule : callable
-        Learning rate of each step.
-    steps : int
-        Steps of the whole run.
+    run : Run
+        The network in training.
+    subject : Subject
+        Its data, and the number of steps.
     journal : Journal
-        What is written down.
+        Records.
     directory : Path
         Where checkpoints go.
     tell : callable
         Called with :class:`Progress` in the first process.
     asked_to_stop : callable
-        Whether somebody wants this process to stop.
+        Return True to end after the present step.
+
+    Yields
+    ------
+    int
+        Steps done.
+
+    Raises
+    ------
+    Diverged
+        The loss is not finite, or at the end far above guessing and above its beginning. Earlier records and
+        checkpoints stay.
     """
 
-    stepper: Stepper
-    dataset: Dataset
-    loader: Loader
-    schedule: Schedule
-    steps: int
-    journal: Journal
-    directory: Path
-    tell: Callable[[Progress], None]
-    asked_to_stop: Callable[[], bool]
-    at: Position = field(default_factory=Position)
-    scores: dict[str, Score] = field(default_factory=dict)
+    def __init__(
+        self,
+        run: Run,
+        subject: Subject,
+        journal: Journal,
+        directory: Path,
+        *,
+        tell: Callable[[Progress], None],
+        asked_to_stop: Callable[[], bool],
+    ) -> None:
+        self.run = run
+        self.dataset = subject.dataset
+        self.loader = subject.loader
+        self.steps = subject.steps
+        self.journal = journal
+        self.directory = directory
+        self.tell = tell
+        self.asked_to_stop = asked_to_stop
+        self.schedule = make_schedule(run.config, steps=subject.steps, steps_per_epoch=len(subject.loader))
+        self.probes = make_probes(run.config.probes, run.model) if run.fabric.is_global_zero else []
+        self.at = Position()
+        self.scores: dict[str, Score] = {}
+        self.status, self.reason = "interrupted", ""
 
-    def train(self) -> tuple[str, str]:
-        """Train to the end.
-
-        Returns
-        -------
-        tuple of str
-            Status, 'finished' or 'interrupted', and reason.
-
-        Raises
-        ------
-        Diverged
-            The loss is not finite, or at the end far above guessing and above its beginning. What was recorded and
-            saved before it stays.
-        """
+    def __iter__(self) -> Iterator[int]:
+        """Take the remaining steps."""
         if self.at.step == 0:
             self._evaluate()
             self._save()
         if self.at.step == self.steps:
-            return "finished", ""
+            self.status = "finished"
+            return
         clock = time.perf_counter()
         for batch in self._batches():
-            loss, readings = self.stepper(batch, self.schedule(self.at.step), probing=self._probing())
+            probes = self.probes if self._probing() else ()
+            loss, readings = self.run.step(batch, self.schedule(self.at.step), probes)
             self.at.step += 1
             self.at.losses.append(loss)
             self.at.durations.append(time.perf_counter() - clock)
@@ -132,24 +146,28 @@ class Loop:
             stop = self._asked(together=recording)
             if recording:
                 self._record_losses(last=last)
-            reached = self._due("evaluate", last) and self._evaluate()
+            early = self.run.config.evaluate_early and self.at.step in EARLY_STEPS
+            reached = (early or self._due("evaluate", last)) and self._evaluate()
             if self._due("checkpoint", last) or stop or reached:
                 self._save()
             self.at.seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
             if last or reached:
-                return "finished", "" if last else f"target accuracy {self._config.target_accuracy} reached"
-            if stop:
-                return "interrupted", "asked to stop"
-        raise AssertionError("batches have no end")
+                self.status = "finished"
+                self.reason = "" if last else f"target accuracy {self.run.config.target_accuracy} reached"
+            elif stop:
+                self.reason = "asked to stop"
+            yield self.at.step
+            if last or reached or stop:
+                return
+            clock = time.perf_counter()
 
     def restore(self, state: checkpoints.State) -> None:
         """Go back to where a checkpoint was written."""
-        stepper = self.stepper
-        stepper.model.load_state_dict(state["model"])
-        stepper.plain_optimizer.load_state_dict(state["optimizer"])
-        stepper.fabric.strategy.precision.load_state_dict(state["precision"])
-        own = state["processes"][stepper.fabric.global_rank]
+        run = self.run
+        run.model.load_state_dict(state["model"])
+        run.plain_optimizer.load_state_dict(state["optimizer"])
+        run.fabric.strategy.precision.load_state_dict(state["precision"])
+        own = state["processes"][run.fabric.global_rank]
         self.at = Position(
             state["step"], state["seconds"], list(own["losses"]), list(state["durations"]), state["first_loss"]
         )
@@ -157,15 +175,15 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint: the first process writes, every process adds what it alone knows."""
-        stepper, fabric = self.stepper, self.stepper.fabric
-        average_statistics(fabric, stepper.model)
+        run, fabric = self.run, self.run.fabric
+        average_statistics(fabric, run.model)
         processes = gathered(fabric, {"random": random_state(), "losses": [float(loss) for loss in self.at.losses]})
         if not all(math.isfinite(loss) for process in processes for loss in process["losses"]):
             self._record_losses(last=False)  # which ends the run: what is saved is always good to go on from
         if fabric.is_global_zero:
             state = {
-                "model": stepper.model.state_dict(),
-                "optimizer": stepper.plain_optimizer.state_dict(),
+                "model": run.model.state_dict(),
+                "optimizer": run.plain_optimizer.state_dict(),
                 "precision": fabric.strategy.precision.state_dict(),
                 "step": self.at.step,
                 "seconds": self.at.seconds,
@@ -177,11 +195,12 @@ class Loop:
 
     def _record_losses(self, *, last: bool) -> None:
         """Write down the steps since the last record, averaged over processes; see that their losses are finite."""
-        fabric, at = self.stepper.fabric, self.at
+        fabric, at = self.run.fabric, self.at
         shares = torch.stack([torch.as_tensor(loss, dtype=torch.float32, device=fabric.device) for loss in at.losses])
         losses = (total(fabric, shares) / fabric.world_size).tolist()
         at.first_loss = losses[0] if at.first_loss is None else at.first_loss
-        mean, rate = statistics.fmean(losses), self._batch_size * len(losses) / sum(at.durations)
+        assert self.run.config.batch_size is not None
+        mean, rate = statistics.fmean(losses), self.run.config.batch_size * len(losses) / sum(at.durations)
         self.journal.metrics(
             "train",
             **self._where(),
@@ -196,17 +215,17 @@ class Loop:
         for number, value in enumerate(losses, start=at.step - len(losses) + 1):
             if not math.isfinite(value):
                 raise Diverged(f"the training loss became {value} in step {number}")
-        guessing = math.log(self.dataset.classes)
         # A run of a few steps may end high because it began there, or be all beginning.
-        if last and at.step > self._config.log_every and mean > max(GUESSING * guessing, at.first_loss):
-            raise Diverged(
-                f"the training loss ended at {mean:.3g}, more than {GUESSING:g} times that of guessing, "
-                f"{guessing:.3g}, and above where it began, {at.first_loss:.3g}"
-            )
+        if (
+            last
+            and at.step > self.run.config.log_every
+            and (why := diverged(mean, at.first_loss, self.dataset.classes))
+        ):
+            raise Diverged(why)
 
     def _evaluate(self) -> bool:
         """Evaluate on every part, and say whether the target accuracy is reached."""
-        start, config, fabric, network = time.perf_counter(), self._config, self.stepper.fabric, self.stepper.model
+        start, config, fabric, network = time.perf_counter(), self.run.config, self.run.fabric, self.run.model
         average_statistics(fabric, network)
         remembers = any(name.endswith("running_mean") for name, _ in network.named_buffers())
         if remembers and config.statistics == "population":
@@ -217,14 +236,18 @@ class Loop:
             except ValueError as error:  # of values that are not finite
                 raise Diverged(f"population statistics after step {self.at.step}: {error}") from error
         for kind, examples in parts_of(self.dataset, config).items():
-            score = evaluate(
-                fabric,
-                network,
-                examples,
-                classes=self.dataset.classes,
-                batch_size=batch_of_evaluation(config, fabric.world_size),
-                channels_last=config.channels_last,
-            )
+            units = UnitInputs(network) if config.units and kind == "test" else contextlib.nullcontext()
+            with units:
+                score = evaluate(
+                    fabric,
+                    network,
+                    examples,
+                    classes=self.dataset.classes,
+                    batch_size=batch_of_evaluation(config, fabric.world_size),
+                    channels_last=config.channels_last,
+                )
+            if isinstance(units, UnitInputs):
+                self.journal.probe("units", **self._where(), scalars={}, layers=units.layers())
             self.scores[kind] = score
             numbers: dict[str, Any] = {**score.values(), "statistics": config.statistics if remembers else "none"}
             self.journal.metrics(
@@ -243,16 +266,16 @@ class Loop:
             yield from self.loader.epoch(epoch, start)
 
     def _due(self, what: str, last: bool) -> bool:
-        return last or self.at.step % getattr(self._config, f"{what}_every") == 0
+        return last or self.at.step % getattr(self.run.config, f"{what}_every") == 0
 
     def _probing(self) -> bool:
         """Whether the probes look at the step that comes."""
-        assert self._config.probe_every is not None
-        return self.at.step == 0 or (self.at.step + 1) % self._config.probe_every == 0
+        assert self.run.config.probe_every is not None
+        return self.at.step == 0 or (self.at.step + 1) % self.run.config.probe_every == 0
 
     def _asked(self, *, together: bool) -> bool:
         """Whether to stop; several processes agree on it when they meet anyway, at a record."""
-        fabric = self.stepper.fabric
+        fabric = self.run.fabric
         if fabric.world_size == 1:
             return self.asked_to_stop()
         return together and total(fabric, torch.tensor(float(self.asked_to_stop()), device=fabric.device)).item() > 0
@@ -260,19 +283,10 @@ class Loop:
     def _tell(
         self, *, loss: float | None = None, examples_per_second: float | None = None, evaluated: bool = False
     ) -> None:
-        if self.stepper.fabric.is_global_zero:
+        if self.run.fabric.is_global_zero:
             accuracy = {kind: score.accuracy for kind, score in self.scores.items()}
             self.tell(Progress(**self._where(), steps=self.steps, loss=loss, examples_per_second=examples_per_second,
                                accuracy=accuracy, evaluated=evaluated))  # fmt: skip
 
     def _where(self) -> dict[str, Any]:
         return {"step": self.at.step, "epoch": self.at.step / len(self.loader)}
-
-    @property
-    def _config(self) -> Any:
-        return self.stepper.config
-
-    @property
-    def _batch_size(self) -> int:
-        size: int = self._config.batch_size
-        return size

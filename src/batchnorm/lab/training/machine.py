@@ -46,7 +46,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
         logging.getLogger(name).setLevel(logging.WARNING)  # it announces precision and ranks
     world = int(os.environ.get("WORLD_SIZE", 1)) if torch.distributed.is_torchelastic_launched() else 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world > 1 else 1
-    device = _device(config.device)
+    device = choose_device(config.device)
     # Running statistics differ between processes and are averaged where they are used (average_statistics), so DDP need
     # not send rank 0's at each step. A branch that stochastic depth drops gets no gradient in that step.
     apart: dict[str, Any] = {RANK_0_AT_EACH_STEP: False}
@@ -75,7 +75,14 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _device(asked: str) -> str:
+def choose_device(asked: str) -> str:
+    """Return the accelerator that ``asked`` names; "auto" takes a GPU if there is one.
+
+    Raises
+    ------
+    LabError
+        This machine has no such device.
+    """
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

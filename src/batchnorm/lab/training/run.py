@@ -18,20 +18,18 @@ from batchnorm.lab.environment import environment
 from batchnorm.lab.errors import LabError, OutputError
 from batchnorm.lab.recording import Recorder, read_config
 from batchnorm.lab.training import checkpoints
-from batchnorm.lab.training.building import Subject, make_subject
+from batchnorm.lab.training.building import Subject, few_examples, make_subject
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import Score
 from batchnorm.lab.training.journal import Journal
 from batchnorm.lab.training.loop import Diverged, Loop
-from batchnorm.lab.training.machine import make_fabric
-from batchnorm.lab.training.optimizers import make_optimizer
+from batchnorm.lab.training.machine import choose_device, make_fabric
 from batchnorm.lab.training.progress import Progress
 from batchnorm.lab.training.randomness import random_state, restore_random_state, seed_all
-from batchnorm.lab.training.schedules import make_schedule
-from batchnorm.lab.training.settings import check_resumption, command_line, from_mapping
+from batchnorm.lab.training.recipes import resolve
+from batchnorm.lab.training.settings import asked_command, check_resumption, command_line, from_mapping
 from batchnorm.lab.training.signals import asking_to_stop
-from batchnorm.lab.training.step import Stepper
-from batchnorm.probes import make_probes
+from batchnorm.lab.training.step import Run
 
 CHECKPOINTS = "checkpoints"
 
@@ -94,6 +92,124 @@ class Talk:
     progress: Callable[[Progress], None] = field(default=lambda _progress: None)
 
 
+class Training:
+    """One training in its run directory: iterate to take the steps; how it ended is then in ``outcome``.
+
+    :func:`train` exhausts one. Iterate yourself to take turns with other trainings, or to time the steps. Settings of
+    the whole process (threads, allocator, random state) are the caller's: see :func:`process_settings`.
+
+    Parameters
+    ----------
+    config, resume, dataset, model, talk
+        As for :func:`train`.
+    asked_to_stop : callable
+        Return True to end after the present step, with a checkpoint.
+    fabric : Fabric, optional
+        None: made from the config.
+
+    Attributes
+    ----------
+    path : Path
+        The run directory; it exists.
+    loop : Loop
+        The steps.
+    random_state : dict
+        State of the generators with which the first step begins.
+    outcome : Outcome
+        How it stands; its status is 'interrupted' until the end.
+
+    Raises
+    ------
+    LabError, OutputError
+        As :func:`train`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig | None = None,
+        *,
+        resume: str | Path | None = None,
+        dataset: Dataset | None = None,
+        model: nn.Module | None = None,
+        talk: Talk | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        fabric: Fabric | None = None,
+    ) -> None:
+        talk = talk or Talk()
+        before = None if resume is None else read_settings(Path(resume))
+        config = config or before or TrainConfig()
+        fabric = fabric or make_fabric(config)
+        subject = make_subject(config, dataset=dataset, model=model, rank=fabric.global_rank, world=fabric.world_size)
+        if resume is None:
+            self.path = config.out or _new_directory(subject)
+            recorder, state = _create(self.path, config, subject, fabric), None
+        else:
+            assert before is not None
+            self.path = Path(resume)
+            recorder, state = _reopen(self.path, before, subject, fabric, talk)
+        if fabric.is_global_zero:
+            talk.say(_plan(subject, fabric, self.path))
+        self.loop = Loop(
+            Run(subject.config, subject.model, fabric),
+            subject,
+            Journal(recorder, tensorboard=subject.config.tensorboard, step=0 if state is None else state["step"]),
+            self.path / CHECKPOINTS,
+            tell=talk.progress,
+            asked_to_stop=asked_to_stop,
+        )
+        # Masks of dropout differ between processes, as their examples do.
+        seed_all(subject.config.seed + PRIME * fabric.global_rank)
+        if state is not None:
+            self.loop.restore(state)
+        self.random_state = random_state()
+        self.outcome = self._outcome("interrupted", "")
+
+    def __iter__(self) -> Iterator[int]:
+        """Take the remaining steps, and record how they ended, whatever ends them.
+
+        Yields
+        ------
+        int
+            Steps done.
+
+        Raises
+        ------
+        LabError
+            Not enough memory.
+        OutputError
+            The run directory cannot be written any more.
+        """
+        loop = self.loop
+        status, reason = "failed", ""
+        try:
+            yield from loop
+            status, reason = loop.status, loop.reason
+            loop.journal.weights(loop.run.model)
+        except Diverged as ending:
+            status, reason = "diverged", str(ending)
+        except GeneratorExit:
+            status, reason = "interrupted", "no more steps were asked for"
+        except KeyboardInterrupt:
+            status, reason = "interrupted", "before the step was done"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if _out_of_memory(error):
+                raise LabError(
+                    f"not enough memory for step {loop.at.step + 1}; take a smaller batch_size, or accumulate it in "
+                    f"more pieces; what was recorded in {self.path} is kept"
+                ) from error
+            raise
+        finally:
+            # The first of two failures is the one to report: a full disk cannot take this record either.
+            with contextlib.suppress(OutputError) if status == "failed" else contextlib.nullcontext():
+                loop.journal.end(status=status, step=loop.at.step, reason=reason)
+            self.outcome = self._outcome(status, reason)
+
+    def _outcome(self, status: str, reason: str) -> Outcome:
+        loop = self.loop
+        return Outcome(self.path, status, loop.at.step, reason, loop.scores, loop.run.fabric.is_global_zero)
+
+
 def train(
     config: TrainConfig | None = None,
     *,
@@ -109,15 +225,15 @@ def train(
     config : TrainConfig, optional
         What to train. None: the defaults, or the config of the run that is resumed.
     resume : str or Path, optional
-        A run directory to go on with, from its last whole checkpoint. Settings may then differ as far as
+        Resume this run directory from its last whole checkpoint. Settings may then differ as far as
         ``config.MAY_CHANGE`` says.
     dataset : Dataset, optional
-        One's own data, instead of those that ``config.data`` names.
+        Your own data, instead of those that ``config.data`` names.
     model : Module, optional
-        One's own network, instead of the one that ``config.model`` names; it is trained in place. To resume, build the
+        Your own network, instead of the one that ``config.model`` names; it is trained in place. To resume, build the
         same again.
     talk : Talk, optional
-        Who is told how it goes. None: nobody.
+        Callbacks for progress. None: silent.
 
     Returns
     -------
@@ -129,9 +245,9 @@ def train(
     LabError
         A setting that cannot work, or not enough memory.
     OutputError
-        The run directory cannot be written or gone on with. What was recorded before stays readable.
+        The run directory cannot be written or resumed. Earlier records stay readable.
     Interrupted
-        By Ctrl-C or SIGTERM, after the step that was being taken; a checkpoint was written.
+        By Ctrl-C or SIGTERM, after the step in progress; a checkpoint was written.
 
     Examples
     --------
@@ -142,25 +258,28 @@ def train(
     >>> outcome.status, outcome.step
     ('finished', 3)
     """
-    talk = talk or Talk()
-    before: TrainConfig | None = None
-    if resume is not None:
-        before = from_mapping(read_config(Path(resume))["config"], f"{Path(resume) / 'config.json'}")
-    config = config or before or TrainConfig()
-    fabric = make_fabric(config)
-    with _process(config, fabric):
-        subject = make_subject(config, dataset=dataset, model=model, rank=fabric.global_rank, world=fabric.world_size)
-        if resume is None:
-            path = config.out or _new_directory(subject)
-            recorder = _create(path, subject, fabric)
-            state = None
-        else:
-            assert before is not None
-            path = Path(resume)
-            recorder, state = _reopen(path, before, subject, fabric, talk)
-        if fabric.is_global_zero:
-            talk.say(_plan(subject, fabric, path))
-        return _train(subject, fabric, path, recorder, state, talk)
+    settings = config or (TrainConfig() if resume is None else read_settings(Path(resume)))
+    fabric = make_fabric(settings)
+    with process_settings(settings), asking_to_stop(insist=fabric.world_size == 1) as asked:
+        training = Training(
+            config, resume=resume, dataset=dataset, model=model, talk=talk, asked_to_stop=asked, fabric=fabric
+        )
+        for _ in training:
+            pass
+    if training.outcome.status == "interrupted":
+        raise Interrupted(training.outcome)
+    return training.outcome
+
+
+def read_settings(path: Path) -> TrainConfig:
+    """Read the settings of a run directory.
+
+    Raises
+    ------
+    LabError, OutputError
+        ``path`` is not a run directory, or holds a setting of another version.
+    """
+    return from_mapping(read_config(path)["config"], f"{path / 'config.json'}")
 
 
 def dry_run(config: TrainConfig, talk: Talk) -> Outcome:
@@ -171,7 +290,7 @@ def dry_run(config: TrainConfig, talk: Talk) -> Outcome:
     config : TrainConfig
         What would be trained.
     talk : Talk
-        Who is told how it goes.
+        Callbacks for progress.
 
     Returns
     -------
@@ -186,97 +305,27 @@ def dry_run(config: TrainConfig, talk: Talk) -> Outcome:
     once: dict[str, Any] = {f"{what}_every": 1 for what in ("log", "evaluate", "checkpoint", "probe")}
     batch = config.batch_size or 64
     config = replace(config, epochs=None, steps=1, warmup_steps=0, train_subset=min(batch, config.train_subset), **once)
-    fabric = make_fabric(config)
-    with tempfile.TemporaryDirectory() as directory, _process(config, fabric):
-        path = Path(directory) / "run"
-        subject = make_subject(
-            config, dataset=None, model=None, rank=fabric.global_rank, world=fabric.world_size, dry=True
-        )
-        outcome = _train(subject, fabric, path, _create(path, subject, fabric), None, talk)
-        if fabric.is_global_zero:
-            checkpoints.load_last(path / CHECKPOINTS, warn=talk.say)
+    with tempfile.TemporaryDirectory() as directory:
+        outcome = train(replace(config, out=Path(directory) / "run"), dataset=few_examples(config, batch), talk=talk)
+        if outcome.first:
+            checkpoints.load_last(outcome.path / CHECKPOINTS, warn=talk.say)
         return outcome
-
-
-def _train(
-    subject: Subject,
-    fabric: Fabric,
-    path: Path,
-    recorder: Recorder | None,
-    state: checkpoints.State | None,
-    talk: Talk,
-) -> Outcome:
-    """Train, and write down how it ended, whatever ends it."""
-    loop = _make_loop(subject, fabric, path, recorder, state, talk)
-    status, reason = "failed", ""
-    try:
-        with asking_to_stop(insist=fabric.world_size == 1) as asked:
-            loop.asked_to_stop = asked
-            status, reason = loop.train()
-        loop.journal.weights(loop.stepper.model)
-    except Diverged as ending:
-        status, reason = "diverged", str(ending)
-    except KeyboardInterrupt:
-        status, reason = "interrupted", "before the step was done"
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        if _out_of_memory(error):
-            raise LabError(
-                f"not enough memory for step {loop.at.step + 1}; take a smaller batch_size, or accumulate it in more "
-                f"pieces; what was recorded in {path} is kept"
-            ) from error
-        raise
-    finally:
-        # Of two failures the first is the one to tell: where the disk is full, this one cannot be written either.
-        with contextlib.suppress(OutputError) if status == "failed" else contextlib.nullcontext():
-            loop.journal.end(status=status, step=loop.at.step, reason=reason)
-    outcome = Outcome(path, status, loop.at.step, reason, loop.scores, fabric.is_global_zero)
-    if status == "interrupted":
-        raise Interrupted(outcome)
-    return outcome
-
-
-def _make_loop(
-    subject: Subject,
-    fabric: Fabric,
-    path: Path,
-    recorder: Recorder | None,
-    state: checkpoints.State | None,
-    talk: Talk,
-) -> Loop:
-    config = subject.config
-    plain = make_optimizer(subject.model, config)
-    network: Any = torch.compile(subject.model) if config.compile else subject.model
-    wrapped, optimizer = fabric.setup(network, plain)
-    probes = make_probes(config.probes, subject.model) if fabric.is_global_zero else []
-    step = 0 if state is None else state["step"]
-    loop = Loop(
-        Stepper(fabric, config, subject.model, wrapped, optimizer, plain, probes),
-        subject.dataset,
-        subject.loader,
-        make_schedule(config, steps=subject.steps, steps_per_epoch=len(subject.loader)),
-        subject.steps,
-        Journal(recorder, tensorboard=config.tensorboard, step=step),
-        path / CHECKPOINTS,
-        talk.progress,
-        lambda: False,
-    )
-    # Masks of dropout differ between processes, as their examples do.
-    seed_all(config.seed + PRIME * fabric.global_rank)
-    if state is not None:
-        loop.restore(state)
-    return loop
 
 
 #: Keeps the seeds of processes apart for any seeds that a user counts up.
 PRIME = 1_000_003
 
 
-def _create(path: Path, subject: Subject, fabric: Fabric) -> Recorder | None:
+def _create(path: Path, asked: TrainConfig, subject: Subject, fabric: Fabric) -> Recorder | None:
     if not fabric.is_global_zero:
         return None
-    config = {"command": command_line(subject.config), "config": asdict(subject.config), **subject.described}
-    return Recorder.create(path, config=config, environment=_environment(subject.config, fabric))
+    head = {
+        "command": asked_command("train", asked),
+        "full_command": command_line(subject.config),
+        "config": asdict(subject.config),
+        **subject.described,
+    }
+    return Recorder.create(path, config=head, environment=_environment(subject.config, fabric))
 
 
 def _reopen(
@@ -304,7 +353,7 @@ def _reopen(
         path,
         # Before the first step all is done anew: the first evaluation too.
         step or -1,
-        config={"command": command_line(subject.config), "config": asdict(subject.config)},
+        config={"full_command": command_line(subject.config), "config": asdict(subject.config)},
         note={"step": step, "changed": changed, **_environment(subject.config, fabric)},
     ), state
 
@@ -315,12 +364,22 @@ def _environment(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _process(config: TrainConfig, fabric: Fabric) -> Iterator[None]:
-    """Set what belongs to the whole process, and put it back."""
-    threads, generators = torch.get_num_threads(), random_state()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.tune_allocator and fabric.device.type == "cpu":
+def process_settings(config: TrainConfig) -> Iterator[None]:
+    """Set what belongs to the whole process (threads, allocator), and restore it with the caller's random state.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        ``threads``, ``tune_allocator`` and ``device`` count.
+
+    Yields
+    ------
+    None
+    """
+    threads, generators, wanted = torch.get_num_threads(), random_state(), resolve(config).threads
+    if wanted:
+        torch.set_num_threads(wanted)
+    if config.tune_allocator and choose_device(config.device) == "cpu":
         batchnorm.tune_allocator()  # this one stays
     try:
         yield

@@ -122,6 +122,34 @@ def command_line(config: TrainConfig) -> str:
     return shlex.join(words)
 
 
+def asked_command(command: str, config: Any) -> str:
+    """Write a command as it was asked for: the flags of ``config``, a dataclass, that differ from their defaults.
+
+    Parameters
+    ----------
+    command : str
+        Its name, such as "train".
+    config : dataclass instance
+        The settings, not resolved. ``out`` and ``resume`` are left out: a repetition goes into a new directory.
+
+    Returns
+    -------
+    str
+    """
+    words = ["batchnorm", command]
+    for field in fields(config):
+        value, flag = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default or field.name in {"out", "resume"}:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple) and value and isinstance(value[0], tuple):  # a flag that is given again and again
+            words += [word for each in value for word in (f"--{flag}", *map(str, each))]
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
 def with_length(config: TrainConfig, *, epochs: bool, steps: bool) -> TrainConfig:
     """Make room for a length that will be given otherwise: epochs for steps, and steps for epochs."""
     if epochs:

@@ -1,8 +1,8 @@
 """One training step: from a batch to new weights, with whatever precision, processes and pieces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -11,40 +11,42 @@ from torch import Tensor, nn
 from batchnorm.lab.data import Batch
 from batchnorm.lab.training.config import TrainConfig
 from batchnorm.lab.training.evaluation import to_device
-from batchnorm.lab.training.optimizers import add_l1, clip
+from batchnorm.lab.training.optimizers import add_l1, clip, make_optimizer
 from batchnorm.probes import Probe, Reading, Step
 
 Network = Callable[[Tensor], Tensor]
 Piece = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Stepper:
-    """What a step needs besides a batch and a learning rate.
+class Run:
+    """A network in training: its optimizer, what Fabric made of both, and one step of them.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Every setting, resolved.
+    model : Module
+        The network.
+    fabric : Fabric
+        Device, precision and processes.
 
     Attributes
     ----------
-    fabric : Fabric
-        Device, precision and processes.
-    config : TrainConfig
-        Every setting, resolved.
-    model, wrapped : Module
-        The network, and what Fabric made of it for forward passes in training.
-    optimizer, plain_optimizer : Optimizer
-        As Fabric wrapped it, and as it was.
-    probes : list of Probe
-        What looks inside.
+    wrapped, optimizer : Module, Optimizer
+        As Fabric wrapped them, for forward and backward passes in training.
+    plain_optimizer : Optimizer
+        As it was, for checkpoints and probes.
     """
 
-    fabric: Fabric
-    config: TrainConfig
-    model: nn.Module
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    plain_optimizer: torch.optim.Optimizer
-    probes: list[Probe] = field(default_factory=list)
+    def __init__(self, config: TrainConfig, model: nn.Module, fabric: Fabric) -> None:
+        self.config = config
+        self.model = model
+        self.fabric = fabric
+        self.plain_optimizer = make_optimizer(model, config)
+        network: Any = torch.compile(model) if config.compile else model
+        self.wrapped, self.optimizer = fabric.setup(network, self.plain_optimizer)
 
-    def __call__(self, batch: Batch, lr: float, *, probing: bool = False) -> tuple[Tensor, dict[str, Reading]]:
+    def step(self, batch: Batch, lr: float, probes: Sequence[Probe] = ()) -> tuple[Tensor, dict[str, Reading]]:
         """Update the parameters once.
 
         Parameters
@@ -53,19 +55,18 @@ class Stepper:
             This process's share of a batch.
         lr : float
             Learning rate of this step.
-        probing : bool
-            Whether the probes look at it.
+        probes : sequence of Probe
+            Measure this step with them.
 
         Returns
         -------
         Tensor, dict of str to Reading
-            This process's share of the loss, whose mean over processes is the loss, and what each probe saw.
+            This process's share of the loss, whose mean over processes is the loss, and the reading of each probe.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         pieces = self._pieces(batch)
-        probes = self.probes if probing else []
         with ExitStack() as watching:
             for probe in probes:
                 watching.enter_context(probe.watch())
@@ -103,7 +104,7 @@ class Stepper:
         """Keep DDP from averaging over processes after a piece that is not the last."""
         if self.fabric.world_size == 1:
             return nullcontext()
-        return self.fabric.no_backward_sync(self.wrapped, enabled=apart)  # type: ignore[arg-type]  # Fabric's wrapper
+        return self.fabric.no_backward_sync(self.wrapped, enabled=apart)
 
     def _loss(self, network: Network, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(network(x), y, label_smoothing=self.config.label_smoothing)

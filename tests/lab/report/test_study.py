@@ -7,38 +7,41 @@ from pathlib import Path
 import pytest
 
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.report.arms import read_arms
+from batchnorm.lab.report.study import read_study
 from lab.synthetic_train import write_records
 
 
 def arms_of(tmp_path: Path, *settings: dict) -> list:
-    return read_arms([write_records(tmp_path / str(i), [0.5, 0.6], **given) for i, given in enumerate(settings)])
+    return read_study([write_records(tmp_path / str(i), [0.5, 0.6], **given) for i, given in enumerate(settings)]).arms
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path: Path) -> None:
     arms = arms_of(tmp_path, {"seed": 10}, {"norm": "none", "seed": 1}, {"seed": 9}, {"norm": "none", "seed": 0})
-    assert [arm.name for arm in arms] == ["norm=none", "norm=batch"]  # what others are measured against comes first
+    assert [arm.name for arm in arms] == [
+        "no normalization",
+        "batch norm",
+    ]  # what others are measured against comes first
     assert [[run.config["config"]["seed"] for run in arm.runs] for arm in arms] == [[0, 1], [9, 10]]
     assert [arm.settings for arm in arms] == [{"norm": "none"}, {"norm": "batch"}]
 
 
 def test_where_to_and_how_often_makes_no_arm(tmp_path: Path) -> None:
     (arm,) = arms_of(tmp_path, {"out": "a", "log_every": 10}, {"seed": 1, "out": "b", "log_every": 20})
-    assert arm.name == "mlp, norm=batch"
+    assert arm.name == "mlp, batch norm"
 
 
 def test_an_arm_is_named_by_every_setting_that_differs(tmp_path: Path) -> None:
     arms = arms_of(tmp_path, {"lr": 0.1}, {"lr": 0.5, "momentum": 0.5})
-    assert [arm.name for arm in arms] == ["lr=0.1, momentum=0.9", "lr=0.5, momentum=0.5"]
+    assert [arm.name for arm in arms] == ["lr 0.1, momentum 0.9", "lr 0.5, momentum 0.5"]
 
 
 def test_a_long_name_stays_unique_and_says_that_there_is_more(tmp_path: Path) -> None:
     far = {"model": "b", "norm": "none", "optimizer": "adam", "lr": 0.2, "epochs": 3}
     arms = arms_of(tmp_path, {**far, "l1": 0.5}, {**far, "l1": 0.7}, {})
     assert [arm.name for arm in arms] == [
-        "model=b, norm=none, optimizer=adam, lr=0.2, l1=0.5 and 1 more",
-        "model=b, norm=none, optimizer=adam, lr=0.2, l1=0.7 and 1 more",
-        "model=mlp, norm=batch, optimizer=sgd, lr=0.1, l1=- and 1 more",
+        "b, no normalization, adam, lr 0.2, l1 0.5 and 1 more",
+        "b, no normalization, adam, lr 0.2, l1 0.7 and 1 more",
+        "mlp, batch norm, sgd, lr 0.1, l1 - and 1 more",
     ]
 
 
@@ -48,27 +51,27 @@ def test_means_are_over_the_finished_runs_then_the_interrupted_ones(tmp_path: Pa
         write_records(tmp_path / "b", [0.5], seed=1, status="interrupted"),
         write_records(tmp_path / "c", [0.5], seed=2),
     ]
-    (arm,) = read_arms(paths)
+    (arm,) = read_study(paths).arms
     assert [run.status for run in arm.basis] == ["finished"]
     assert [run.status for run in arm.others] == ["diverged", "interrupted"]
-    (arm,) = read_arms(paths[:2])
+    (arm,) = read_study(paths[:2]).arms
     assert [run.status for run in arm.basis] == ["interrupted"]
-    (arm,) = read_arms(paths[:1])
+    (arm,) = read_study(paths[:1]).arms
     assert [run.status for run in arm.basis] == ["diverged"]
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     run = write_records(tmp_path / "run", [0.5])
     with pytest.raises(OutputError, match="at least one"):
-        read_arms([])
+        read_study([])
     with pytest.raises(OutputError, match="does not exist"):
-        read_arms([run, tmp_path / "absent"])
+        read_study([run, tmp_path / "absent"])
     with pytest.raises(OutputError, match="is given twice"):
-        read_arms([run, tmp_path / "." / "run"])
+        read_study([run, tmp_path / "." / "run"])
     other = write_records(tmp_path / "other", [0.5], kind="elsewhere", norm="none")
     (other / "metrics.jsonl").write_text('{"kind":"elsewhere","step":1,"epoch":1.0,"seconds":1.0,"reward":3.0}\n')
     with pytest.raises(OutputError, match="no quantity in common"):
-        read_arms([run, other])
+        read_study([run, other])
 
 
 @pytest.mark.parametrize(
@@ -87,4 +90,4 @@ def test_a_damaged_record_is_named(tmp_path: Path, name: str, line: str) -> None
     with (run / name).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(OutputError, match=rf"{name}.*is damaged"):
-        read_arms([run])
+        read_study([run])
