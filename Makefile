@@ -14,8 +14,8 @@ demo: .venv/installed-lab        ## train with and without batch normalization, 
 
 bench: .venv/installed-lab       ## speed beside torch: operations, then training steps (an hour); BENCH="--threads 2" for options
 	$(BIN)/batchnorm bench $(BENCH) --out benchmarks/results/operations.csv
-	$(BIN)/batchnorm bench $(BENCH) --resnet --out benchmarks/results/steps.csv
-	$(BIN)/batchnorm bench-page benchmarks/results/operations.csv benchmarks/results/steps.csv --out docs/performance.md
+	$(BIN)/python benchmarks/steps.py $(BENCH) --out benchmarks/results/steps.csv
+	$(BIN)/python benchmarks/page.py benchmarks/results/operations.csv benchmarks/results/steps.csv --out docs/performance.md
 
 test: .venv/installed-test       ## the whole suite
 	$(BIN)/python -m pytest --numprocesses auto

@@ -5,7 +5,7 @@
 Values do not matter to the time, so images are drawn and not read: the script needs no files. Training is in plain
 torch, float32, SGD: ResNet-20 on batches of 128 images of 32x32, ResNet-18 on batches of 16 of 224x224. The folder
 holds JPEGs of 500x375 pixels, as large as those of ImageNet are on average. Each number is the median of five repeats,
-with the smallest and the largest.
+with the smallest and the largest, beside the load average of the last minute.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from batchnorm.lab.bench.resnet import BasicBlock, ResNet
 from batchnorm.lab.data import Augmentation, InMemory, Loader, load
+from batchnorm.lab.environment import load as load_average
+from batchnorm.lab.models import Normalization, build
 
 REPEATS = 5
 CHANGES = {
@@ -36,16 +37,9 @@ CHANGES = {
 FOLDER = Augmentation(resized_crop=0.08, flip=True, cutout=112, mixup=0.2)
 
 
-def resnet20() -> nn.Module:
-    """He et al. 2016, section 4.2, with a convolution in the shortcut where the width changes."""
-    widths = [(16, 16), (16, 32), (32, 64)]
-    blocks = [
-        BasicBlock(before if k == 0 else width, width, 2 if k == 0 and before != width else 1)
-        for before, width in widths
-        for k in range(3)
-    ]
-    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+def network(name: str, image: int, classes: int) -> nn.Module:
+    """Build one of the lab's networks with torch's normalization."""
+    return build(name, Normalization("torch"), input_shape=(3, image, image), classes=classes)
 
 
 def rates(repeat: Callable[[], int]) -> list[float]:
@@ -94,17 +88,17 @@ def images(root: Path, n: int) -> None:
 
 
 def row(what: str, cores: int, found: list[float]) -> None:
-    """Print median, smallest and largest."""
+    """Print median, smallest and largest, and the load of the machine meanwhile."""
     numbers = " | ".join(f"{value:,.0f}" for value in (statistics.median(found), found[0], found[-1]))
-    print(f"| {what} | {cores} | {numbers} |", flush=True)
+    print(f"| {what} | {cores} | {numbers} | {load_average()} |", flush=True)
 
 
 def main() -> None:
     """Print the table."""
     cores = sorted(os.sched_getaffinity(0))
     print(f"torch {torch.__version__}, {len(cores)} cores\n")
-    print("| what | cores | examples per second | smallest | largest |")
-    print("|---|---:|---:|---:|---:|")
+    print("| what | cores | examples per second | smallest | largest | load |")
+    print("|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         images(Path(folder), 192)
         for threads in [int(argument) for argument in sys.argv[1:]] or [1, 2]:
@@ -122,12 +116,16 @@ def main() -> None:
             large = Loader(train, 32, seed=0, classes=2, augmentation=FOLDER)
             for name, loader in small:
                 row(f"32x32 in memory, {name}", threads, drawing(loader, 100))
-            row("a step of ResNet-20, 32x32", threads, training(resnet20(), torch.randn(128, 3, 32, 32), 10))
+            row(
+                "a step of ResNet-20, 32x32",
+                threads,
+                training(network("resnet20", 32, 10), torch.randn(128, 3, 32, 32), 10),
+            )
             row("224x224 of a folder, random resized crop, flip, Cutout, Mixup", threads, drawing(large, 6))
             row(
                 "a step of ResNet-18, 224x224",
                 threads,
-                training(ResNet("resnet18"), torch.randn(16, 3, 224, 224), 1000),
+                training(network("resnet18", 224, 1000), torch.randn(16, 3, 224, 224), 1000),
             )
     os.sched_setaffinity(0, cores)
 

@@ -3,6 +3,7 @@
 // returns None (or False) where an argument does not lie as the kernels need it: native.py then copies it, and calls
 // again. The interpreter lock is released while a kernel runs.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -19,6 +20,7 @@
 
 #include "kernels.h"
 #include "layout.h"
+#include "memory.h"
 #include "tensors.h"
 
 namespace nb = nanobind;
@@ -352,38 +354,49 @@ double moved(double r, double s, double f) {
   return f < 0.5 ? r + f * (s - r) : s - (s - r) * (1 - f);
 }
 
+bool all_finite(const double* values, int64_t count) {
+  double zero = 0;  // a NaN or an infinity times 0 is NaN, and so is the sum
+  for (int64_t i = 0; i < count; ++i) zero += values[i] * 0;
+  return zero == 0;
+}
+
 // Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased,
-// so a group of fewer than two values is passed over. False where something must be copied first.
-bool update(nb::handle running_mean, nb::handle running_var, nb::handle statistics,
-            const std::vector<double>& factors) {
+// so a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Returns how
+// many groups have entered, or None where something must be copied first.
+nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle statistics,
+                  const std::vector<double>& factors, bool finite_only) {
   View running[2], of_groups[2], count;
   if (!batchnorm::view(field(statistics, 2).ptr(), count) || count.dtype != Dtype::kFloat64 ||
       !batchnorm::view(field(statistics, 0).ptr(), of_groups[0]) || of_groups[0].dimensions != 2)
-    return false;
+    return nb::none();
   const int64_t groups = of_groups[0].shape[0], channels = of_groups[0].shape[1];
-  if (!see_numbers(field(statistics, 2), groups, 1, count)) return false;
+  if (!see_numbers(field(statistics, 2), groups, 1, count)) return nb::none();
   const nb::handle objects[] = {running_mean, running_var};
   for (int i : {0, 1})
     if (!see_numbers(objects[i], 1, channels, running[i]) ||
         !see_numbers(field(statistics, i), groups, channels, of_groups[i]) || of_groups[i].dtype != Dtype::kFloat64)
-      return false;
+      return nb::none();
   const std::unique_ptr<double[]> values(new double[static_cast<size_t>(channels)]);
+  int64_t entered = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const double values_in_group = static_cast<const double*>(count.data)[g];
+    const double* found[2];
+    for (int i : {0, 1}) found[i] = static_cast<const double*>(of_groups[i].data) + g * channels;
     if (!(values_in_group >= 2)) continue;
+    if (finite_only && !(all_finite(found[0], channels) && all_finite(found[1], channels))) continue;
+    ++entered;
     const double factor = factors[factors.size() == 1 ? 0 : static_cast<size_t>(g)];
     for (int i : {0, 1}) {
-      const double* found = static_cast<const double*>(of_groups[i].data) + g * channels;
       const double unbiased = i == 0 ? 1 : values_in_group / (values_in_group - 1);
       settings.kernels->read(running[i].data, running[i].dtype, channels, values.get());
       for (int64_t c = 0; c < channels; ++c) {
         double& value = values[static_cast<size_t>(c)];
-        value = moved(value, unbiased * found[c], factor);
+        value = moved(value, unbiased * found[i][c], factor);
       }
       settings.kernels->write(values.get(), channels, running[i].data, running[i].dtype);
     }
   }
-  return true;
+  return nb::int_(entered);
 }
 
 // Whether plain tensors go together as functional.py asks of them.
@@ -443,6 +456,11 @@ NB_MODULE(_native, m) {
         "Write outputs of so many bytes past the caches, and return the former limit.");
   m.def("poison_new_tensors", batchnorm::poison_new_tensors, nb::arg("on"),
         "Fill new tensors with NaN, and return what held before.");
+  m.def("blocks", batchnorm::blocks, "Return the bytes of every block of memory for outputs, and whether a tensor uses it.");
+  m.def("release_kept_blocks", batchnorm::release_kept_blocks, "Give back all kept memory, and return its bytes.");
+  m.def("kept_limit", batchnorm::kept_limit, "Return how many bytes are kept at most.");
+  m.def("limit_kept_blocks", batchnorm::limit_kept_blocks, nb::arg("limit"),
+        "Keep at most so many bytes; with 0 torch allocates.");
   m.def("computes", computes, nb::sig("def computes(x: object) -> bool"), nb::arg(),
         "Return whether this is a plain tensor that the kernels can read.");
   m.def("walkable", walkable, nb::sig("def walkable(x: torch.Tensor) -> bool"), nb::arg(),
@@ -482,6 +500,7 @@ NB_MODULE(_native, m) {
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("update", update,
         nb::sig("def update(running_mean: torch.Tensor, running_var: torch.Tensor, "
-                "statistics: batchnorm.kernels.interface.Statistics, factors: list[float]) -> bool"),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg());
+                "statistics: batchnorm.kernels.interface.Statistics, factors: list[float], "
+                "finite_only: bool) -> int | None"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

@@ -63,6 +63,11 @@ struct PiecesOfAll : Pieces {
     pieces = inner > kPiece ? samples * pieces_per_plane : divide_up(samples, planes_per_piece);
     parts = parts_of(pieces, shape.channels);
   }
+  // As a position among the values of a channel.
+  int64_t first(int64_t piece) const {
+    if (inner > kPiece) return piece / pieces_per_plane * inner + piece % pieces_per_plane * kPiece;
+    return piece * planes_per_piece * inner;
+  }
   int64_t values_in(int64_t piece) const {
     if (inner > kPiece) return at_most(kPiece, inner - piece % pieces_per_plane * kPiece);
     return at_most(planes_per_piece, samples - piece * planes_per_piece) * inner;
@@ -170,13 +175,13 @@ class PlaneWalk {
   // the next piece while it works on this one, that of the next channel at the end. How far that is, in elements; an
   // address beyond the tensor is harmless.
   int64_t ahead(const Input& t, int64_t piece) const {
-    const int64_t here = offset(t, piece);
-    return piece + 1 < all_.pieces ? offset(t, piece + 1) - here : offset(t, 0) + t.channel_stride - here;
+    const int64_t here = offset(t, all_.first(piece));
+    return piece + 1 < all_.pieces ? offset(t, all_.first(piece + 1)) - here : t.channel_stride - here;
   }
 
-  int64_t offset(const Input& t, int64_t piece) const {
-    if (inner_ <= kPiece) return piece * all_.planes_per_piece * t.outer_stride;
-    return piece / all_.pieces_per_plane * t.outer_stride + piece % all_.pieces_per_plane * kPiece;
+  // Of a position among the values of a channel, in elements.
+  int64_t offset(const Input& t, int64_t position) const {
+    return position / inner_ * t.outer_stride + position % inner_;
   }
 
   // Channels of a bundle, given the samples and the bytes of a plane. Each channel's result is the same in any bundle,
@@ -259,24 +264,35 @@ class PlaneWalk {
   template <int n, class Body>
   void with_lines(const PiecesOfSelection& selection, int64_t piece, int64_t c, const Input* const (&tensors)[n],
                   const Body& body) const {
+    const auto& [first, last, count, is_line] = selection.piece[piece];
     T blocks[n][kPiece + kCompressSlack];
     const T* p[n];
-    for (int t = 0; t < n; ++t) p[t] = compressed(*tensors[t], selection, piece, c, blocks[t]);
-    const int64_t length = selection.values_in(piece), next[n] = {};
+    int64_t next[n];
+    const bool is_last = piece + 1 == selection.pieces;
+    const int64_t first_of_next = selection.piece[is_last ? 0 : piece + 1].first;
+    for (int t = 0; t < n; ++t) {
+      const Input& tensor = *tensors[t];
+      next[t] = offset(tensor, first_of_next) + (is_last ? tensor.channel_stride : 0) - offset(tensor, first);
+      if (is_line) {
+        p[t] = at(tensor, {first / inner_, c, first % inner_, count});
+      } else {
+        compress_lines(tensor, selection, piece, c, next[t], blocks[t]);
+        p[t] = blocks[t];
+        next[t] = 0;
+      }
+    }
+    const int64_t length = count;
     body([&](const auto& each) { each(p, length); }, next);
   }
 
-  // Where the values of a piece lie one behind the other: in the tensor, or copied to a block.
-  const T* compressed(const Input& t, const PiecesOfSelection& selection, int64_t piece, int64_t c, T* block) const {
+  void compress_lines(const Input& t, const PiecesOfSelection& selection, int64_t piece, int64_t c, int64_t ahead,
+                      T* to) const {
     const auto& [first, last, count, is_line] = selection.piece[piece];
-    Line line{first / inner_, c, first % inner_, count};
-    if (is_line) return at(t, line);
-    T* to = block;
+    Line line{first / inner_, c, first % inner_, 0};
     for (int64_t position = first; position <= last; position += line.length, ++line.n, line.first = 0) {
       line.length = at_most(inner_ - line.first, last + 1 - position);
-      to = compress(at(t, line), selection.mask + position, line.length, to);
+      to = compress(at(t, line), selection.mask + position, line.length, ahead, to);
     }
-    return block;
   }
 
   // Means are kept relative to the channel's first value: they are then small where the data are close together, and

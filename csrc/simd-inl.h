@@ -223,7 +223,7 @@ inline void store(T* p, Vec<float> v, Count count) {
   else store_bits(bits, narrow(v, T{}), count);
 }
 
-// Which lanes of a vector count: each not 0, or 0.
+// Which lanes of a vector count: 1 or 0 in each.
 template <class F>
 using LaneMask = typename LanesOf<F>::Bits;
 
@@ -252,20 +252,25 @@ inline LaneMask<F> load_mask(const uint8_t* mask, Count count) {
 #endif
 }
 
+// The lanes that count, and 0 in the others. In bits: GCC would make one masked instruction of a choice and the sum
+// before it, whose product is then rounded on its own, unlike that of loops without masks.
 template <class F>
 inline Vec<F> keep_lanes(LaneMask<F> mask, Vec<F> v) {
-  return mask != 0 ? v : Vec<F>{};
+  return reinterpret_cast<Vec<F>>(reinterpret_cast<LaneMask<F>>(v) & -mask);
 }
 
 // Values that compress writes behind the end.
 constexpr int kCompressSlack = 16;
 
-// Append to `to` the values whose byte in a mask is 1, and return the end.
+// Append to `to` the values whose byte in a mask is 1, and return the end; ask for the values that are `ahead` elements
+// further.
 template <class T>
-inline T* compress(const T* from, const uint8_t* mask, int64_t length, T* to) {
+inline T* compress(const T* from, const uint8_t* mask, int64_t length, int64_t ahead, T* to) {
   int64_t i = 0;
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && BATCHNORM_WIDTH == 64 && !defined(BATCHNORM_SANITIZE)
   for (; i + 16 <= length; i += 16) {
+    __builtin_prefetch(from + i + ahead);
+    if constexpr (sizeof(T) == 8) __builtin_prefetch(from + i + 8 + ahead);
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask + i));
     const auto kept = static_cast<unsigned>(_mm_test_epi8_mask(bytes, bytes));
     if constexpr (sizeof(T) == 2) {
@@ -278,12 +283,14 @@ inline T* compress(const T* from, const uint8_t* mask, int64_t length, T* to) {
       const unsigned low = kept & 0xffu, high = kept >> 8;
       T* const half = to + __builtin_popcount(low);
       _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(low), _mm512_loadu_si512(from + i)));
-      _mm512_storeu_si512(half, _mm512_maskz_compress_epi64(static_cast<__mmask8>(high), _mm512_loadu_si512(from + i + 8)));
+      const __m512i second = _mm512_loadu_si512(from + i + 8);
+      _mm512_storeu_si512(half, _mm512_maskz_compress_epi64(static_cast<__mmask8>(high), second));
     }
     to += __builtin_popcount(kept);
   }
 #else
   for (; i + 8 <= length; i += 8) {
+    __builtin_prefetch(from + i + ahead);
     uint64_t bytes;
     __builtin_memcpy(&bytes, mask + i, 8);
     if (bytes == 0x0101010101010101u) {

@@ -46,7 +46,8 @@ constexpr uint8_t kFloat = 2, kBfloat = 4, kBool = 6;
 
 const Table* table;
 PyTypeObject *tensor_type, *parameter_type;
-PyObject *is_neg, *torch_empty_like;
+PyObject *is_neg, *torch_empty_like, *torch_empty_strided;
+PyObject* torch_dtypes[4];  // by Dtype
 bool poisoned = false;
 
 PyObject* attribute(const char* module, const char* name) {
@@ -64,6 +65,25 @@ bool known(uint8_t code, uint8_t bits, Dtype& dtype) {
 }
 
 int64_t width(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
+
+PyObject* tuple(int length, const int64_t* values) {
+  PyObject* const made = PyTuple_New(length);
+  for (int i = 0; made != nullptr && i < length; ++i) PyTuple_SET_ITEM(made, i, PyLong_FromLongLong(values[i]));
+  return made;
+}
+
+// A tensor whose memory torch allocates, and can resize.
+PyObject* new_tensor_of_torch(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data) {
+  PyObject* const arguments = Py_BuildValue("(NN)", tuple(dimensions, shape), tuple(dimensions, strides));
+  PyObject* const keywords = Py_BuildValue("{sO}", "dtype", torch_dtypes[static_cast<int>(dtype)]);
+  const bool built = arguments != nullptr && keywords != nullptr;
+  PyObject* const made = built ? PyObject_Call(torch_empty_strided, arguments, keywords) : nullptr;
+  Py_XDECREF(arguments);
+  Py_XDECREF(keywords);
+  View seen;
+  if (made != nullptr && view(made, seen)) data = seen.data;
+  return made;
+}
 
 // From about this many bytes the system's allocator gives pages back when they are freed, and takes fresh ones at the
 // next call; faulting them in costs more than writing them.
@@ -97,7 +117,14 @@ bool connect_to_torch() {
   PyObject* tensor = attribute("torch", "Tensor");
   PyObject* parameter = attribute("torch.nn", "Parameter");
   torch_empty_like = attribute("torch", "empty_like");
-  if (tensor == nullptr || parameter == nullptr || torch_empty_like == nullptr) return false;
+  torch_empty_strided = attribute("torch", "empty_strided");
+  if (tensor == nullptr || parameter == nullptr || torch_empty_like == nullptr || torch_empty_strided == nullptr)
+    return false;
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16}) {
+    constexpr const char* names[] = {"float32", "float64", "bfloat16", "float16"};
+    const auto i = static_cast<int>(dtype);
+    if ((torch_dtypes[i] = attribute("torch", names[i])) == nullptr) return false;
+  }
   tensor_type = reinterpret_cast<PyTypeObject*>(tensor);
   parameter_type = reinterpret_cast<PyTypeObject*>(parameter);
   is_neg = PyObject_GetAttrString(tensor, "is_neg");
@@ -143,21 +170,28 @@ bool view_mask(PyObject* object, View& seen) {
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data) {
   View wanted{nullptr, dimensions, shape, strides, dtype};
   const auto bytes = static_cast<std::size_t>(wanted.bytes());
+  if (kept_limit() == 0) {
+    PyObject* const made = new_tensor_of_torch(dimensions, shape, strides, dtype, data);
+    if (made != nullptr && poisoned) std::memset(data, 0xff, bytes);
+    return made;
+  }
   const bool large = wanted.bytes() >= kLarge;
   void* raw = std::malloc(sizeof(Held) + (large ? 0 : bytes + kCacheLine));
-  if (raw == nullptr) return PyErr_NoMemory();
-  if (large) {
+  if (raw != nullptr && large) {
     data = acquire_block(bytes);
-  } else {
+    if (data == nullptr) {
+      std::free(raw);
+      raw = nullptr;
+    }
+  } else if (raw != nullptr) {
     const auto behind = reinterpret_cast<std::uintptr_t>(raw) + sizeof(Held);
     data = reinterpret_cast<void*>((behind + kCacheLine - 1) / kCacheLine * kCacheLine);
     forbid(reinterpret_cast<void*>(behind), bytes + kCacheLine);
     permit(data, bytes);
   }
-  if (data == nullptr) {
-    std::free(raw);
-    return PyErr_NoMemory();
-  }
+  if (raw == nullptr)
+    return PyErr_Format(PyExc_MemoryError,
+                        "cannot allocate %zu bytes for an output: the system has no memory left. Try a smaller batch.", bytes);
   if (poisoned) std::memset(data, 0xff, bytes);  // a NaN in each of the dtypes
   auto* held = static_cast<Held*>(raw);
   const auto size = static_cast<std::size_t>(dimensions) * sizeof(int64_t);

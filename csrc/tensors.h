@@ -34,8 +34,8 @@ bool view(PyObject* object, View& seen);
 // The same for a tensor of bools; its dtype is not set.
 bool view_mask(PyObject* object, View& seen);
 
-// A new tensor with any content. Large ones lie in memory that earlier ones have left (memory.h). Null, with a Python
-// error set, where there is no memory.
+// A new tensor with any content. Large ones take memory that earlier ones have left (memory.h); where none may be kept,
+// torch allocates all. Null, with a Python error set, where there is no memory.
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data);
 
 // Whether new_tensor fills memory with NaN first, so that a value which no kernel writes cannot pass by luck. Returns

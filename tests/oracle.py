@@ -54,11 +54,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The bounds of a Batch Renormalization. Its deviation is the root of the running variance, unless one is given."""
+    """The bounds of a Batch Renormalization, and what it averages; the running variance is sigma^2 - eps for both."""
 
     rmax: float
     dmax: float
-    sigma: Tensor | None = None
+    average: str = "variance"
 
 
 def ask(
@@ -87,7 +87,7 @@ def ask(
     """
     forward, cache = _forward(x, weight, bias, residual, running, training, eps, activation, mask, kept, groups, bounds)
     grads = policies.backward(_array(dy), cache)
-    sizes = _sizes(x, dy, bias, residual, activation, cache, bounds and _deviation(bounds, running, eps))
+    sizes = _sizes(x, dy, bias, residual, activation, cache, bounds and _deviation(running, eps))
     unit, terms = tol.arithmetic_eps(x.dtype), max(len(cache.x_hat), 1)
     total = tol.GRADIENT_ULPS + tol.SUM_ULPS + math.log2(terms)
     answers = {
@@ -115,6 +115,11 @@ def ask(
         update = policies.update_per_key if per_key else policies.update_in_turn
         tracked = np.full(len(mean), num_batches_tracked) if per_key else num_batches_tracked
         new_mean, new_var, _ = update(*map(_array, running), tracked, cache.statistics, factor)
+        if bounds is not None and bounds.average == "deviation":
+            (_, batch_var, count), weight_of_batch = cache.statistics[0], factor(num_batches_tracked + 1)
+            sigma = renorm.update_sigma(_deviation(running, eps), batch_var, count, weight_of_batch, eps)
+            new_var = sigma**2 - eps if count else _array(running[1])
+            var_bound = var_bound * np.nan_to_num(sigma / np.sqrt(batch_var + eps))  # the slope of the square
         valid = [group for group, found in enumerate(cache.statistics) if found.count > 0]
         # A loop over groups rounds the buffer once per group; `Answer.check` allows for one rounding.
         roundings = 0 if per_key else max(len(valid) - 1, 0)
@@ -173,14 +178,14 @@ def _forward(x, weight, bias, residual, running, training, eps, activation, mask
         return policies.forward_test(arrays[0], *map(_array, running), arrays[1], arrays[2], **masks, **options)
     correct = None if held is None else lambda mean, var: held
     if bounds is not None:
-        sigma = _deviation(bounds, running, eps)
+        sigma = _deviation(running, eps)
         limits = {"rmax": bounds.rmax, "dmax": bounds.dmax, "eps": eps}
         correct = functools.partial(renorm.correction, running_mean=_array(running[0]), sigma=sigma, **limits)
     return policies.forward_train(*arrays[:3], correct=correct, **masks, **options)
 
 
-def _deviation(bounds: Bounds, running: tuple[Tensor, Tensor], eps: float) -> np.ndarray:
-    return np.sqrt(_array(running[1]) + eps) if bounds.sigma is None else _array(bounds.sigma)
+def _deviation(running: tuple[Tensor, Tensor], eps: float) -> np.ndarray:
+    return np.sqrt(_array(running[1]) + eps)
 
 
 def _sizes(x, dy, bias, residual, activation, cache: policies.Cache, sigma: np.ndarray | None) -> dict[str, np.ndarray]:

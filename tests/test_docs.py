@@ -33,6 +33,9 @@ IGNORED_IN_RECORDS = {"PR01"}
 #: has sections must have them whole.
 IGNORED_IN_ONE_SENTENCE = {"PR01", "RT01"}
 SURFACE = {
+    "batchnorm.allocator.limit_kept_memory",
+    "batchnorm.allocator.memory",
+    "batchnorm.allocator.release_memory",
     "batchnorm.checker.check",
     "batchnorm.functional.batch_norm",
     "batchnorm.kernels.registry.explain",
@@ -43,11 +46,15 @@ SURFACE = {
     "batchnorm.probes.activations.Activations",
     "batchnorm.probes.choose.make_probes",
     "batchnorm.probes.gradients.Gradients",
+    "batchnorm.probes.input_shift.InputShift",
     "batchnorm.probes.landscape.Landscape",
     "batchnorm.probes.probe.Reading",
     "batchnorm.probes.probe.Step",
     "batchnorm.probes.running.Running",
     "batchnorm.probes.shift.Shift",
+    "batchnorm.probes.surface.LossSurface",
+    "batchnorm.probes.surface.Surface",
+    "batchnorm.probes.surface.filter_normalized",
     "batchnorm.reference.augmentation.cutout",
     "batchnorm.reference.augmentation.linear_survival",
     "batchnorm.reference.augmentation.mixup",

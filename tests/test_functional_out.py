@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,3 +102,18 @@ def test_bad_input_is_one_clear_error() -> None:
         batch_norm(x, *statistics, weight, out=x)
     with pytest.raises(RuntimeError):  # torch's own words
         batch_norm(x, *statistics, out=torch.empty(1, 3, 5).expand(4, 3, 5))
+
+
+@pytest.mark.parametrize("name", ["x", "residual"])
+@pytest.mark.parametrize("shift", [-64, -1, 0, 1, 64, 2 * 64 * 40])
+def test_out_may_share_memory_without_sharing_a_storage(backend: str, name: str, shift: int) -> None:
+    """Two NumPy views of one buffer become two storages; only addresses show that ``out`` reaches into an input."""
+    size = 64 * 40
+    buffer = np.random.default_rng(0).standard_normal(5 * size).astype(np.float32)
+    given = _arguments(Case(shape=(64, 8, 5), residual=True))
+    given[name] = torch.from_numpy(buffer[2 * size : 3 * size]).view(64, 8, 5)
+    out = torch.from_numpy(buffer[2 * size + shift : 3 * size + shift]).view(64, 8, 5)
+    assert out.untyped_storage().data_ptr() != given[name].untyped_storage().data_ptr() or shift == 0
+    with use_backend(backend):
+        expected = batch_norm(**_clone(given))
+        assert torch.equal(batch_norm(**given, out=out), expected)

@@ -12,42 +12,42 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 #: Each may import what stands before it.
-ORDER = ["kernels", "statistics", "autograd", "functional", "nn", "tools", "probes", "lab"]
+ORDER = ["kernels", "allocator", "statistics", "autograd", "functional", "nn", "tools", "probes", "lab"]
 #: Beside that order, each importing what stands before it, NumPy and the standard library; only the lab imports them.
 NUMPY_ONLY = ["reference", "checker"]
 KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
-STATISTICS_ORDER = [{"running", "policies", "population"}, {"across"}]
+STATISTICS_ORDER = [{"running", "population"}, {"across", "policies"}]
 LAB_ORDER = [
     {"errors", "environment", "rules"},
     {"files"},
     {"data", "recording"},
     {"models"},
     {"wording", "training"},
-    {"plots", "terminal", "experiments"},
+    {"plots", "terminal"},
+    {"experiments"},
     {"page", "bench"},
-    {"report", "claims"},
-    {"train_command", "compare_command"},
+    {"report"},
+    {"train_command", "compare_command", "claims_command"},
     {"cli"},
 ]
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
-    {"compare", "progress", "run"},
+    {"study", "compare", "progress", "run"},
+    {"series"},
+    {"numbers"},
+    {"claims"},
 ]
 REPORT_ORDER = [
-    {"study"},
-    {"series", "units"},
-    {"numbers", "layers"},
-    {"wording"},
+    {"layers", "units", "wording"},
     {"charts"},
     {"figures"},
     {"page"},
 ]
 BENCH_ORDER = [
     {"config", "measure", "rows"},
-    {"cases", "goals", "machine"},
-    {"arms", "resnet", "table"},
+    {"machine", "table"},
+    {"arms"},
     {"gate"},
-    {"steps"},
     {"worker"},
     {"run"},
 ]
@@ -63,7 +63,7 @@ TRAINING_ORDER = [
 DATA_ORDER = [
     {"augmentation", "dataset", "split", "verified"},
     {"parts", "picture"},
-    {"cifar", "digits", "folder", "idx", "npz", "points"},
+    {"arrays", "cifar", "digits", "folder", "idx", "points"},
     {"loader", "registry"},
 ]
 MODELS_ORDER = [
@@ -79,7 +79,7 @@ PROBES_ORDER = [
     {"samples"},
     {"calls"},
     {"activations", "gradients", "running", "replay"},
-    {"shift", "landscape"},
+    {"input_shift", "shift", "landscape", "surface"},
     {"choose"},
 ]
 INNER_ORDERS = {
@@ -91,12 +91,12 @@ INNER_ORDERS = {
 }
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
-NO_TORCH_IN_EXPERIMENTS = {"compare", "plan", "progress", "takes"}
-NO_TORCH_IN_BENCH = {"cases", "config", "goals", "measure", "rows", "run", "table"}
+NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "progress", "series", "study", "takes"}
+NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
-    *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
+    *("safetensors", "sklearn", "tensorboard", "tyro"),
 }
 TRAINING = {"data", "environment", "models", "training"}
 

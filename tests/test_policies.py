@@ -21,7 +21,8 @@ import regimes
 from batchnorm.functional import batch_norm
 from batchnorm.kernels import registry
 from batchnorm.kernels.interface import Epilogue, Reduction
-from batchnorm.reference.averages import debiased_factor
+from batchnorm.reference import renorm
+from batchnorm.reference.averages import debiased_factor, momentum_of_half_life
 from oracle import Bounds
 
 SHAPE = (9, 4, 5)
@@ -321,7 +322,6 @@ def test_a_mask_that_does_not_fit(mask: object, error: type[Exception]) -> None:
 
 
 @masks
-@needs("masked")
 def test_layer_takes_a_mask() -> None:
     given = make(dtype=torch.float64)
     layer = layer1d()
@@ -405,7 +405,7 @@ def test_ghost_in_evaluation_has_no_groups() -> None:
 @groups
 @needs("Ghost")
 def test_ghost_group_of_one_value_is_an_error() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match="more than one value per channel"):
         batch_norm(make(shape=(9, 4))["x"], None, None, training=True, statistics=batchnorm.Ghost(4))
 
 
@@ -437,40 +437,72 @@ def test_second_derivatives_of_ghost_batches() -> None:
     assert passes_gradient_checks(function, small["x"], small["weight"], small["bias"])
 
 
-# --- Batch Renormalization: the deviation is that of the running variance, the buffers are torch's ---
+# --- Batch Renormalization ---
+
+
+def open_renorm(rmax: float, dmax: float, average: str = "variance") -> object:
+    """Make a policy whose bounds are final from the first batch on."""
+    return batchnorm.Renorm(rmax=rmax, dmax=dmax, start=0, rmax_end=0, dmax_end=0, average=average)
 
 
 @needs("Renorm")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", ["normal", "mean_1e4", "constant_channels"])
 @pytest.mark.parametrize("bounds", [(1.0, 0.0), (1.2, 0.3), (1e6, 1e6)], ids=["closed", "clipped", "open"])
-def test_renorm(bounds: tuple[float, float], values: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("average", ["deviation", "variance"])
+def test_renorm(average: str, bounds: tuple[float, float], values: str, dtype: torch.dtype) -> None:
     rmax, dmax = bounds
-    check(make(values, dtype), {"bounds": Bounds(rmax, dmax)}, statistics=batchnorm.Renorm(rmax=rmax, dmax=dmax))
+    expected = {"bounds": Bounds(rmax, dmax, average)}
+    check(make(values, dtype), expected, statistics=open_renorm(rmax, dmax, average))
 
 
 @masks
 @needs("Renorm")
 def test_renorm_with_a_mask() -> None:
     expected = {"bounds": Bounds(1.2, 0.3), "mask": valid()}
-    check(make(), expected, statistics=batchnorm.Renorm(rmax=1.2, dmax=0.3), mask=valid())
+    check(make(), expected, statistics=open_renorm(1.2, 0.3), mask=valid())
 
 
 @needs("Renorm")
 def test_renorm_in_evaluation_is_the_plain_layer() -> None:
-    check(make(), {}, statistics=batchnorm.Renorm(rmax=1.2, dmax=0.3), training=False)
+    check(make(), {}, statistics=open_renorm(1.2, 0.3), training=False)
+
+
+@needs("Renorm")
+@pytest.mark.parametrize("tracked", [0, 4999, 5000, 5001, 15000, 25000, 40000, 10**6])
+def test_renorm_opens_by_the_batches_seen_before(tracked: int) -> None:
+    given = make(dtype=torch.float64)
+    given["running_var"] = given["running_var"] * 0.01  # so that both bounds are met at every stage
+    given["running_mean"] = given["running_mean"] + 3.0
+    expected = {"bounds": Bounds(*renorm.bounds(tracked), "deviation")}
+    check(given, expected, statistics=batchnorm.Renorm(), momentum=0.01, tracked=tracked)
+
+
+@masks
+@needs("Renorm")
+@pytest.mark.parametrize("average", ["deviation", "variance"])
+def test_renorm_without_a_valid_value_leaves_running_statistics_alone(average: str) -> None:
+    given, nothing = make(), torch.zeros(9, 1, 5, dtype=torch.bool)
+    running = given["running_mean"].clone(), given["running_var"].clone()
+    policy, counter = open_renorm(1.2, 0.3, average), torch.tensor(7)
+    y = batch_norm(given["x"], *running, training=True, mask=nothing, statistics=policy, num_batches_tracked=counter)
+    assert not y.any()
+    assert torch.equal(running[0], given["running_mean"])
+    assert torch.equal(running[1], given["running_var"])
+    assert counter == 7
 
 
 @needs("Renorm")
 def test_second_derivatives_of_renorm_hold_the_correction() -> None:
-    policy = batchnorm.Renorm(rmax=1.2, dmax=0.3)
+    policy = open_renorm(1.2, 0.3)
     check_second_order(make(dtype=torch.float64), {"bounds": Bounds(1.2, 0.3)}, statistics=policy)
 
 
 @needs("Renorm")
-def test_renorm_with_open_bounds_trains_on_what_evaluation_gives() -> None:
-    layer = layer1d(statistics=batchnorm.Renorm(rmax=1e6, dmax=1e6))
-    for seed in range(200):  # a port that goes on relaxing after its warm-up leaves this within a few batches
+@pytest.mark.parametrize("average", ["deviation", "variance"])
+def test_renorm_with_open_bounds_trains_on_what_evaluation_gives(average: str) -> None:
+    layer = layer1d(statistics=open_renorm(1e6, 1e6, average))
+    for seed in range(200):  # a correction that grows after its warm-up leaves this within a few batches
         x = make(dtype=torch.float64, seed=seed)["x"] * 2 + 1
         frozen = copy.deepcopy(layer).eval()
         torch.testing.assert_close(layer(x), frozen(x), rtol=1e-9, atol=1e-9)
@@ -622,6 +654,48 @@ def test_debiased_is_the_reference(momentum: float) -> None:
         answers["running_var"].check("running_var", layer.running_var)
 
 
+@needs("Exponential", "Debiased")
+@pytest.mark.parametrize("half_life", [0.5, 6.0, 1000.0])
+def test_half_life_is_a_momentum(half_life: float) -> None:
+    for name in ("Exponential", "Debiased"):
+        policy = getattr(batchnorm, name)
+        by_half_life = layer1d(statistics=policy(half_life=half_life))
+        by_momentum = layer1d(statistics=policy(momentum_of_half_life(half_life)))
+        for batch in (make(dtype=torch.float64, seed=seed)["x"] for seed in range(3)):
+            by_half_life(batch)
+            by_momentum(batch)
+        assert_same_state(by_half_life, state(by_momentum))
+        with pytest.raises(ValueError, match="half_life"):
+            policy(0.1, half_life=half_life)
+
+
+# --- one value per channel ---
+
+
+@needs("Batch")
+def test_one_value_is_torchs_error_by_default_and_evaluation_by_choice() -> None:
+    x = make(dtype=torch.float64, shape=(1, 4))["x"]
+    layer = layer1d()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(x)
+    layer = layer1d(statistics=batchnorm.Batch(on_single_value="running"))
+    layer(make(dtype=torch.float64, shape=(5, 4))["x"])
+    before, expected = state(layer), copy.deepcopy(layer).eval()(x)
+    assert torch.equal(layer(x), expected)
+    assert_same_state(layer, before)
+
+
+@masks
+def test_a_mask_with_one_valid_value_puts_nothing_infinite_into_the_buffers() -> None:
+    given, one = make(), torch.zeros(9, 1, 5, dtype=torch.bool)
+    one[3, 0, 2] = True
+    running = given["running_mean"].clone(), given["running_var"].clone()
+    y = batch_norm(given["x"], *running, given["weight"], given["bias"], True, mask=one)
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(running[0]).all()
+    assert torch.isfinite(running[1]).all()
+
+
 # --- keys ---
 
 
@@ -685,7 +759,7 @@ def test_a_key_that_does_not_exist() -> None:
 
 POLICIES = {
     "ghost": (lambda: batchnorm.Ghost(4), ("Ghost",)),
-    "renorm": (lambda: batchnorm.Renorm(rmax=1.5, dmax=0.5), ("Renorm",)),
+    "renorm": (lambda: open_renorm(1.5, 0.5), ("Renorm",)),
     "frozen": (lambda: batchnorm.Frozen(), ("Frozen",)),
     "debiased": (lambda: batchnorm.Debiased(0.1), ("Debiased",)),
     "cumulative": (lambda: batchnorm.Cumulative(), ("Cumulative",)),
@@ -693,10 +767,19 @@ POLICIES = {
 EACH = [pytest.param(policy, id=name, marks=needs(*names)) for name, (policy, names) in POLICIES.items()]
 
 
+def made(policy: Callable) -> object:
+    """Make the policy; expect the backend's refusal if it declines what the policy reduces over."""
+    one = policy()
+    reduction = one.reduction(torch.zeros(9, 4, 5), None)
+    if reduction is not None:
+        _expect_refusal(reduction, Epilogue())
+    return one
+
+
 @pytest.mark.parametrize("policy", EACH)
 def test_state_is_that_of_torchs_layer_and_loads_both_ways(policy: Callable) -> None:
     x = make(dtype=torch.float64)["x"]
-    layer, plain = layer1d(statistics=policy()), nn.BatchNorm1d(4, dtype=torch.float64)
+    layer, plain = layer1d(statistics=made(policy)), nn.BatchNorm1d(4, dtype=torch.float64)
     plain(x)
     layer.load_state_dict(plain.state_dict())
     torch.testing.assert_close(layer.eval()(x), plain.eval()(x), rtol=1e-12, atol=1e-12)
@@ -708,7 +791,7 @@ def test_state_is_that_of_torchs_layer_and_loads_both_ways(policy: Callable) -> 
 @pytest.mark.parametrize("policy", EACH)
 def test_copies_go_on_alike(policy: Callable) -> None:
     x = make(dtype=torch.float64)["x"]
-    layer = layer1d(statistics=policy())
+    layer = layer1d(statistics=made(policy))
     layer(x)
     copied = copy.deepcopy(layer)
     file = io.BytesIO()

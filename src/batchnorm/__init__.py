@@ -9,6 +9,9 @@ the difference.
 
 from batchnorm import functional as functional
 from batchnorm import nn as nn
+from batchnorm.allocator import limit_kept_memory as limit_kept_memory
+from batchnorm.allocator import memory as memory
+from batchnorm.allocator import release_memory as release_memory
 from batchnorm.allocator import tune_allocator as tune_allocator
 from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
@@ -24,5 +27,7 @@ from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
 from batchnorm.tools import recalibrate as recalibrate
 from batchnorm.tools import revert as revert
+from batchnorm.tools.transactions import deferred as deferred
+from batchnorm.tools.transactions import hold_statistics as hold_statistics
 
 __version__ = "0.1.0.dev0"

@@ -222,7 +222,7 @@ def test_a_batch_without_a_valid_value_leaves_everything_alone(target: str) -> N
         for name in ("y", "dx", "dresidual", "dweight", "dbias", "sum_dy", "sum_dy_xhat", "count"):
             assert not got[name].any(), name
         running = torch.full((4,), 2.0), torch.full((4,), 3.0)
-        native.update(*running, Statistics(got["mean"], got["var"], got["count"]), 0.1)
+        assert native.update(*running, Statistics(got["mean"], got["var"], got["count"]), 0.1, False) == 0
         assert running[0].tolist() == [2] * 4
         assert running[1].tolist() == [3] * 4
 

@@ -226,7 +226,7 @@ def test_bounds_of_the_schedule():  # (175), (176)
     assert renorm.bounds(25000)[1] == renorm.bounds(10**9)[1] == 5.0
     assert renorm.bounds(40000)[0] == renorm.bounds(10**9)[0] == 3.0
     assert renorm.bounds(39999)[0] < 3.0
-    step = {"begin": 100, "rmax_end": 100, "dmax_end": 100}
+    step = {"start": 100, "rmax_end": 100, "dmax_end": 0}
     assert (renorm.bounds(99, **step), renorm.bounds(100, **step)) == ((1.0, 0.0), (3.0, 5.0))
 
 
@@ -266,7 +266,6 @@ def test_a_constant_channel(value):
         (lambda: renorm.correction([0.0], [1.0], [0.0], [1.0], rmax=0.5, dmax=1.0), r"rmax must be at least 1.*0\.5"),
         (lambda: renorm.correction([0.0], [1.0], [0.0], [1.0], rmax=2.0, dmax=-1.0), r"dmax must be at least 0.*-1\.0"),
         (lambda: renorm.correction([0.0], [1.0], [0.0], [0.0], rmax=2.0, dmax=1.0), r"sigma must be positive.*0\.0"),
-        (lambda: renorm.bounds(3, begin=50_000), r"begin is 50000, rmax_end 40000"),
     ],
 )
 def test_errors_say_what_must_hold(call, message):

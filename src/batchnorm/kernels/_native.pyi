@@ -30,6 +30,20 @@ def stream_from(size: int) -> int:
 def poison_new_tensors(on: bool) -> bool:
     """Fill new tensors with NaN, and return what held before."""
 
+def blocks() -> list[tuple[int, bool]]:
+    """
+    Return the bytes of every block of memory for outputs, and whether a tensor uses it.
+    """
+
+def release_kept_blocks() -> int:
+    """Give back all kept memory, and return its bytes."""
+
+def kept_limit() -> int:
+    """Return how many bytes are kept at most."""
+
+def limit_kept_blocks(limit: int) -> None:
+    """Keep at most so many bytes; with 0 torch allocates."""
+
 def computes(x: object) -> bool:
     """Return whether this is a plain tensor that the kernels can read."""
 
@@ -61,4 +75,4 @@ def apply(dy: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.inter
 
 def backward(dy: torch.Tensor, x: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, reduction: batchnorm.kernels.interface.Reduction | None, epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] | None: ...
 
-def update(running_mean: torch.Tensor, running_var: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, factors: list[float]) -> bool: ...
+def update(running_mean: torch.Tensor, running_var: torch.Tensor, statistics: batchnorm.kernels.interface.Statistics, factors: list[float], finite_only: bool) -> int | None: ...

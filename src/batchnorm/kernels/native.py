@@ -214,17 +214,20 @@ def backward(
     return Gradients(*done)
 
 
-def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
-    """Move running statistics towards those of each group in turn, in place, rounding once per group."""
+def update(
+    running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
+) -> int:
+    """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
     factors = factor.flatten().tolist() if isinstance(factor, Tensor) else [float(factor)]
-    if _native.update(running_mean, running_var, statistics, factors):
-        return
-    mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
-    copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
-    done = _native.update(mean, var, copies, factors)
-    assert done
-    running_mean.detach().copy_(mean)
-    running_var.detach().copy_(var)
+    entered = _native.update(running_mean, running_var, statistics, factors, finite_only)
+    if entered is None:
+        mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
+        copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
+        entered = _native.update(mean, var, copies, factors, finite_only)
+        assert entered is not None
+        running_mean.detach().copy_(mean)
+        running_var.detach().copy_(var)
+    return entered
 
 
 def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
@@ -244,3 +247,24 @@ def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
     bool
     """
     return _native is not None and _native.fit(x, residual, vectors)
+
+
+def blocks() -> list[tuple[int, bool]]:
+    """Return the bytes of each block of memory for outputs, and whether a tensor uses it."""
+    return [] if _native is None else _native.blocks()
+
+
+def release_kept_blocks() -> int:
+    """Give every kept block back to the system; return their bytes."""
+    return 0 if _native is None else _native.release_kept_blocks()
+
+
+def kept_limit() -> int:
+    """Return the most bytes that are kept; 0 without compiled kernels."""
+    return 0 if _native is None else _native.kept_limit()
+
+
+def limit_kept_blocks(limit: int) -> None:
+    """Keep at most so many bytes; with 0 torch allocates the outputs."""
+    if _native is not None:
+        _native.limit_kept_blocks(limit)

@@ -14,6 +14,7 @@ _compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001  # none of these has a public name
 _transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
+_graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _jit_tracing = torch._C._is_tracing  # noqa: SLF001
 _unwrapped = torch._C._functorch.get_unwrapped  # noqa: SLF001
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
@@ -24,6 +25,11 @@ _is_in_batched_backward = torch._C._functorch.is_legacy_batchedtensor  # noqa: S
 def unobserved() -> bool:
     """Whether nothing traces, transforms or profiles: then a kernel may run without torch's dispatcher."""
     return not (_compiling() or _dispatch_modes() or _transforms() or _profiling() or forward_mode() or _jit_tracing())
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is under way in this thread: a forward in it is a recomputation (checkpointing)."""
+    return not _compiling() and _graph_task() != -1
 
 
 def transformed(*tensors: Tensor) -> bool:

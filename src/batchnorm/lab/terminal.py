@@ -56,6 +56,19 @@ def counting_bar(to: Console, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda words: bar.update(task, advance=1, description=words)
 
 
+def print_table(to: Console, table: Table) -> None:
+    """Print one table, after an empty line."""
+    to.print()
+    grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for number, column in enumerate(table.columns):
+        grid.add_column(column, justify="right" if number else "left", overflow="fold", header_style="dim")
+    for row in table.rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    to.print(grid)
+    if table.note:
+        to.print(Text(table.note, style="dim"))
+
+
 def print_answer(to: Console, given: Iterable[Table], headline: str, limits: Iterable[str]) -> None:
     """Print tables, a headline and the limits of the answer.
 
@@ -71,14 +84,7 @@ def print_answer(to: Console, given: Iterable[Table], headline: str, limits: Ite
         What limits it.
     """
     for table in given:
-        to.print()
-        grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for number, column in enumerate(table.columns):
-            grid.add_column(column, justify="right" if number else "left", overflow="fold", header_style="dim")
-        for row in table.rows:
-            grid.add_row(*(Text(cell) for cell in row))
-        to.print(grid)
-        to.print(Text(table.note, style="dim"))
+        print_table(to, table)
     to.print()
     to.print(Text(headline, style="bold"))
     for limit in limits:

@@ -20,6 +20,13 @@ EXTRAS: dict[str, Any] = {"activation": None, "statistics": BATCH}
 Observer = Callable[[nn.Module, Tensor, Tensor | None, str | None], None]
 
 
+def add_buffers(layer: nn.Module) -> None:
+    """Give a layer that keeps running statistics the buffer that torch's layer lacks; it is in no state_dict."""
+    tracked: Any = layer.num_batches_tracked
+    device = None if tracked is None else tracked.device
+    layer.register_buffer("num_batches_skipped", torch.zeros((), dtype=torch.long, device=device), persistent=False)
+
+
 class _Observers(tuple[Observer, ...]):
     """The observers of one layer. Its copies and pickles have none."""
 
@@ -40,6 +47,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
 
     activation: str | None = EXTRAS["activation"]
     statistics: Policy = EXTRAS["statistics"]
+    num_batches_skipped: Tensor | None
     _observers: _Observers = _NOBODY
     _accepted: dict[int, str]  # rank -> shape, in words
 
@@ -71,6 +79,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
         self.activation = activation
         self.statistics = BATCH if statistics is None else statistics
+        if track_running_stats:
+            add_buffers(self)
 
     def forward(
         self,
@@ -165,6 +175,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             mask=mask,
             statistics=self.statistics,
             num_batches_tracked=self.num_batches_tracked if training and tracks else None,
+            num_batches_skipped=buffers.get("num_batches_skipped") if training and tracks else None,
         )
 
     @contextmanager
@@ -258,7 +269,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C) or (N, C, L). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -316,7 +328,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------
@@ -374,7 +387,8 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     Notes
     -----
     Shapes: ``x``, ``residual`` and the result are (N, C, D, H, W). Unlike in torch, an empty batch is not counted
-    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong.
+    in ``num_batches_tracked`` with ``momentum=None``: the cumulative average would be wrong. An output on the CPU
+    cannot be resized; `batchnorm.limit_kept_memory` (0) changes that.
 
     References
     ----------

@@ -413,7 +413,7 @@ def update_per_key(
     statistics : sequence of Statistics
         Of each key; one with ``count`` 0 is not in the batch.
     factor : callable
-        As in `update_in_turn`; asked about the batches of the key.
+        As in `update_in_turn`, of the number of batches of the key.
 
     Returns
     -------

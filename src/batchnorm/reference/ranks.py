@@ -1,7 +1,7 @@
 """One batch on several ranks. Equation numbers: ``DERIVATION_5_POLICIES.md``, section 29.
 
-What crosses between ranks is two sums per channel each way, and the counts. Here a list stands for the ranks, so each
-line says what is local and what is common.
+Ranks exchange their statistics in the forward, two sums per channel in the backward, and the counts. Here a list takes
+the place of the ranks, so each line shows what is local and what is common.
 
 References
 ----------

@@ -169,7 +169,7 @@ def bounds(
     *,
     rmax: float = 3.0,
     dmax: float = 5.0,
-    begin: int = 5000,
+    start: int = 5000,
     rmax_end: int = 40000,
     dmax_end: int = 25000,
 ) -> tuple[float, float]:
@@ -183,42 +183,32 @@ def bounds(
         Batches seen before this one.
     rmax, dmax : float, default=3 and 5
         Final bounds.
-    begin : int, default=5000
+    start : int, default=5000
         Batches with no correction, after which the bounds begin to grow.
     rmax_end, dmax_end : int, default=40000 and 25000
-        Batches after which each bound is final. More than ``begin``, or equal for a step.
+        Batches after which each bound is final. Not above ``start``: it is final at ``start``.
 
     Returns
     -------
     rmax, dmax : float
         From 1 and 0 to the final ones.
 
-    Raises
-    ------
-    ValueError
-        A schedule that ends before it begins.
-
     Examples
     --------
     >>> [bounds(batches) for batches in (0, 5000, 15000, 22500, 40000)]
     [(1.0, 0.0), (1.0, 0.0), (1.5714285714285714, 2.5), (2.0, 4.375), (3.0, 5.0)]
     """
-    if not 0 <= begin <= min(rmax_end, dmax_end):
-        raise ValueError(
-            f"the bounds must begin to grow before they are final, but begin is {begin}, rmax_end {rmax_end} and "
-            f"dmax_end {dmax_end}. Try begin=0."
-        )
 
-    def grown(end: int) -> float:
-        return min(max(batches - begin, 0) / (end - begin), 1.0) if end > begin else float(batches >= begin)
+    def opened(end: int) -> float:
+        return min(max(batches - start, 0) / (end - start), 1.0) if end > start else float(batches >= start)
 
-    return 1 + (rmax - 1) * grown(rmax_end), dmax * grown(dmax_end)  # (175), (176)
+    return 1 + (rmax - 1) * opened(rmax_end), dmax * opened(dmax_end)  # (175), (176)
 
 
 def naive_correction(factor: ArrayLike, summand: ArrayLike, batches: int, warm_up: int) -> tuple[Array, Array]:
     """Weigh the correction by the number of warm-ups that have passed: what the tests must catch. Nothing may use it.
 
-    The weight should stop at 1. It goes on to 2, 3, ...: the correction overshoots, and the factor may be negative.
+    The weight should stop at 1. It grows to 2, 3, ...: the correction overshoots, and the factor may be negative.
     """
     weight = batches // warm_up
     factor, summand = np.asarray(factor, dtype=np.float64), np.asarray(summand, dtype=np.float64)

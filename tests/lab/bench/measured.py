@@ -1,10 +1,11 @@
 """Rows that nobody measured."""
 
-from batchnorm.lab.bench.rows import OperationRow, StepRow
+from batchnorm.lab.bench.rows import OperationRow
 
 MACHINE = {
     "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "batchnorm": "0.1", "torch": "2.13.0", "python": "3.11.7",
-    "processor": "A CPU", "cores": 2, "l2": 2**21, "l3": 2**25, "huge_pages": "madvise", "load": 0.5, "threads": 2,
+    "processor": "A CPU", "cores": 2, "l2": 2**21, "l3": 2**25, "huge_pages": "madvise", "load": 0.5,
+    "running_processes": 120.0, "memory_available": 8.25, "threads": 2,
     "allocation": "default",
 }  # fmt: skip
 
@@ -16,17 +17,6 @@ def operation(**changes):
             "bytes": 51380224, "arm": "torch", "backend": "", "target": "", "pairs": 15, "repeats": 1, "p20_ms": 39.0,
             "median_ms": 40.0, "p80_ms": 42.0, "opponent": "torch", "ratio_p20": 1.0, "ratio": 1.0, "ratio_p80": 1.0,
             "floor_ratio": 20.0, "faults": 12544.0, **changes,
-        }
-    )  # fmt: skip
-
-
-def step(**changes):
-    return StepRow(
-        **{
-            **MACHINE, "network": "resnet50", "batch": 16, "resolution": 224, "layout": "channels_last",
-            "dtype": "float32", "arm": "torch", "how": "", "backend": "", "target": "", "pairs": 15, "p20_s": 1.4,
-            "median_s": 1.42, "p80_s": 1.5, "removed_p20": 0.0, "removed": 0.0, "removed_p80": 0.0, "peak_mb": 3000.0,
-            **changes,
         }
     )  # fmt: skip
 

@@ -1,12 +1,11 @@
 """Pairs and their statistics, on clocks that the test winds."""
 
 import itertools
-import math
 from collections import Counter
 
 import pytest
 
-from batchnorm.lab.bench.measure import MIN_WARM_UP, Arm, Samples, Spread, interleave, ratios, removed
+from batchnorm.lab.bench.measure import MIN_WARM_UP, Arm, Samples, Spread, interleave, ratios
 
 
 class Clock:
@@ -91,15 +90,6 @@ def test_a_ratio_is_taken_inside_a_pair_so_a_machine_that_slows_down_does_not_mo
     ours = samples(1.0, 2.0, 4.0, 8.0, 16.0)
     assert ratios(torch, ours) == Spread(2.0, 2.0, 2.0)
     assert Spread.of(torch.seconds).median / Spread.of(ours.seconds[:3]).median == 4.0  # what unpaired medians say
-
-
-def test_removed_is_the_share_of_what_lies_above_the_limit():
-    torch, limit = samples(1.5, 1.5, 1.5), samples(1.0, 1.0, 1.0)
-    assert removed(torch, samples(1.25, 1.25, 1.25), limit).median == 0.5
-    assert removed(torch, torch, limit).median == 0.0
-    assert removed(torch, limit, limit).median == 1.0
-    assert removed(torch, samples(2.0, 2.0, 2.0), limit).median == -1.0
-    assert math.isnan(removed(limit, limit, torch).median)
 
 
 def test_pairs_of_unequal_number_do_not_pair():

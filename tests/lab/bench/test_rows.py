@@ -6,9 +6,11 @@ import math
 import pytest
 
 from batchnorm.lab.bench import rows
-from batchnorm.lab.bench.rows import OperationRow, StepRow
+from batchnorm.lab.bench.rows import OperationRow
 from batchnorm.lab.errors import OutputError
-from lab.bench.measured import operation, step
+from benchmarks.measured import step
+from lab.bench.measured import operation
+from step_rows import StepRow
 
 
 def same(a, b):
@@ -33,7 +35,7 @@ def test_round_trip(tmp_path, kind, written):
     rows.append(path, written[1:])
     assert path.read_text().splitlines()[0] == ",".join(rows.header(kind))
     assert path.read_text().count("date,commit") == 1
-    back = rows.read(path)
+    back = rows.read(path, OperationRow, StepRow)
     assert len(back) == len(written)
     assert all(map(same, back, written))
 
@@ -42,8 +44,8 @@ def test_discard_takes_out_one_run(tmp_path):
     path = tmp_path / "results.csv"
     rows.open_results(path, OperationRow)
     rows.append(path, [operation(date="1"), operation(date="2"), operation(date="1")])
-    rows.discard(path, "1")
-    assert rows.read(path) == [operation(date="2")]
+    rows.discard(path, OperationRow, "1")
+    assert rows.read(path, OperationRow) == [operation(date="2")]
 
 
 def test_the_last_measurement_of_a_case_counts_with_all_its_arms():
@@ -55,17 +57,17 @@ def test_the_last_measurement_of_a_case_counts_with_all_its_arms():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "is not a result of batchnorm bench: its first line names other columns"),
-        ("", "is not a result of batchnorm bench"),
-        (",".join(rows.header(StepRow)) + "\n1,2\n", ":2: 2 cells in a table of 30 columns; remove the line"),
-        (",".join(rows.header(StepRow)) + "\n" + ",".join(["x"] * 30) + "\n", "cores must be a number; got 'x'"),
+        ("a,b\n1,2\n", "is not a result of a benchmark: its first line names other columns"),
+        ("", "is not a result of a benchmark"),
+        (",".join(rows.header(StepRow)) + "\n1,2\n", ":2: 2 cells in a table of 32 columns; remove the line"),
+        (",".join(rows.header(StepRow)) + "\n" + ",".join(["x"] * 32) + "\n", "cores must be a number; got 'x'"),
     ],
 )
 def test_what_is_not_a_result_is_refused(tmp_path, text, message):
     path = tmp_path / "results.csv"
     path.write_text(text)
     with pytest.raises(OutputError) as refused:
-        rows.read(path)
+        rows.read(path, OperationRow, StepRow)
     assert message in str(refused.value)
 
 

@@ -1,5 +1,6 @@
 """Folders of images: how they are listed, what comes out of a file, and what happens to broken ones."""
 
+import os
 import threading
 
 import numpy as np
@@ -262,3 +263,18 @@ def test_folders_that_cannot_be_are_refused(tmp_path, make, message):
 def test_an_image_size_below_one_is_refused(root):
     with pytest.raises(DataError, match="the image size must be at least 1 pixel; got 0"):
         data.load(str(root), image_size=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(root):
+    os.mkfifo(root / "train/dog/pipe.png")
+    with pytest.raises(DataError, match=r"pipe.png must be an image file; it is a pipe, a device or a broken link"):
+        data.load(str(root))
+
+
+def test_a_link_to_an_image_is_an_image_and_a_broken_one_is_named(root):
+    (root / "train/dog/link.png").symlink_to(root / "train/cat/deep/er/c.png")
+    assert len(data.load(str(root)).train) == 4
+    (root / "train/dog/broken.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"broken.png must be an image file"):
+        data.load(str(root))

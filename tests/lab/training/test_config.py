@@ -65,12 +65,13 @@ def test_lists_of_settings_name_settings() -> None:
         ("batchsize = 1", "did you mean 'batch_size'?"),
         ("qqqq = 1", "batchnorm train --help lists them"),
         ("lr = -1", "run.toml: lr must be a finite number above 0; got -1"),
-        ("lr = ", "run.toml is not TOML"),
+        ("lr = ", "run.toml is not TOML in UTF-8"),
+        ("# caf\udce9", "run.toml is not TOML in UTF-8: 'utf-8' codec can't decode byte 0xe9"),
         ("[optimizer]\nlr = 1", "optimizer must be one of"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused(tmp_path: Path, line: str, message: str) -> None:
-    (tmp_path / "run.toml").write_text(line)
+    (tmp_path / "run.toml").write_bytes(line.encode("utf-8", "surrogateescape"))
     with pytest.raises(LabError) as error:
         read_toml(tmp_path / "run.toml")
     assert message in str(error.value)

@@ -1,7 +1,7 @@
-"""The benchmark suite: torch and this package measured side by side, behind a gate of right answers.
+"""The benchmark of single operations: torch and this package side by side, behind a gate of right answers.
 
-``config`` says what to measure and ``cases`` lists it; ``arms`` are what is compared, ``gate`` checks their answers
-against the float64 reference, ``measure`` times them in pairs; ``resnet`` and ``steps`` are for whole training steps.
-``worker`` runs all that in a process per allocation mode, ``run`` starts it and keeps the ``rows``; ``goals`` holds the
-numbers to reach, ``table`` prints. ``rows``, ``goals`` and ``table`` read files only.
+``config`` says what to measure and lists the cases; ``arms`` are what is compared, ``gate`` checks their answers
+against the float64 reference, ``measure`` times them in pairs. ``worker`` runs all that in one process per allocation
+mode, ``run`` starts the processes and keeps their ``rows``; ``table`` prints them. ``rows`` and ``table`` read files
+only. Training steps, goals and the page of results are in the repository's ``benchmarks/``.
 """

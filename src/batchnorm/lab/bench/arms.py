@@ -4,7 +4,6 @@ torch's arm comes in the two ways that users write it, with a new tensor for eac
 (as torchvision does); the quicker one is the opponent. All arms work on the same tensors.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own way
 
 import batchnorm
-from batchnorm.lab.bench.cases import Case
+from batchnorm.lab.bench.config import Case
 from batchnorm.lab.bench.measure import Arm
 
 TORCH_LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -25,15 +24,7 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """A layer, and the way to call it.
-
-    Attributes
-    ----------
-    layer : Module
-        Holds the parameters and buffers.
-    forward : callable
-        From x, and the residual or None, to y.
-    """
+    """A layer with its parameters and buffers, and its call: from x, and the residual or None, to y."""
 
     layer: nn.Module
     forward: Forward
@@ -41,15 +32,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors that all arms of a case share.
-
-    Attributes
-    ----------
-    x, dy : Tensor
-        Input and upstream gradient, in the case's layout and dtype.
-    residual : Tensor or None
-        What is added.
-    """
+    """The tensors that all arms of a case share, in its layout and dtype: input, upstream gradient, residual."""
 
     x: Tensor
     dy: Tensor
@@ -59,17 +42,7 @@ class Inputs:
 def draw(case: Case, seed: int = 0) -> Inputs:
     """Draw the tensors of a case: values around 1 with deviation 2, and a random upstream gradient.
 
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    seed : int, default=0
-        Of the values.
-
-    Returns
-    -------
-    Inputs
-        ``x`` and ``residual`` ask for gradients where the case has a backward.
+    ``x`` and ``residual`` require gradients where the case has a backward.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, case.dtype)
@@ -89,17 +62,7 @@ def draw(case: Case, seed: int = 0) -> Inputs:
 def contenders(case: Case, *, compiled: bool = False) -> dict[str, Contender]:
     """Make the layers to compare, with equal parameters.
 
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    compiled : bool, default=False
-        Whether torch.compile is one of them.
-
-    Returns
-    -------
-    dict of str to Contender
-        torch; torch_inplace where the operation has something to do in place; compile; batchnorm.
+    By name: torch; torch_inplace where the operation has something to do in place; compile if asked for; batchnorm.
     """
     rank, channels = len(case.shape), case.shape[1]
 
@@ -121,22 +84,7 @@ def contenders(case: Case, *, compiled: bool = False) -> dict[str, Contender]:
 
 
 def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[str, Arm]:
-    """Turn the contenders into arms that can be timed, and add the floor.
-
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    contenders : dict of str to Contender
-        What is compared.
-    inputs : Inputs
-        What they work on.
-
-    Returns
-    -------
-    dict of str to Arm
-        The contenders' arms, and copy: the time to copy x into memory that is already there.
-    """
+    """Turn the contenders into arms that can be timed, and add the floor, copy: x into memory that is already there."""
     arms = {}
     for name, contender in contenders.items():
         call = _training(contender, inputs) if case.training else _inference(contender, inputs)
@@ -151,21 +99,9 @@ def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[
 
 
 def explanation(x: Tensor) -> tuple[str, str]:
-    """Say what runs the arm batchnorm.
-
-    Parameters
-    ----------
-    x : Tensor
-        Input of the layer.
-
-    Returns
-    -------
-    backend, target : str
-        The first as `batchnorm.explain` has it; the second is empty where the backend has only one.
-    """
-    backend = batchnorm.explain(x).backend
-    kernels = importlib.import_module(f"batchnorm.kernels.{backend}")
-    return backend, kernels.target() if hasattr(kernels, "target") else ""
+    """Return backend and target of the arm batchnorm for input ``x``; the target is empty where there is only one."""
+    ran = batchnorm.explain(x)
+    return ran.backend, ran.target
 
 
 def _training(contender: Contender, inputs: Inputs) -> Callable[[], None]:

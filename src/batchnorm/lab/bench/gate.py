@@ -7,7 +7,7 @@ is for storage: the result's own rounding, and one for each of the two intermedi
 rounds to bfloat16.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own way
 
 from batchnorm.lab.bench.arms import Contender, Inputs, contenders, draw
-from batchnorm.lab.bench.cases import Case
+from batchnorm.lab.bench.config import Case
 from batchnorm.reference import batch_norm as reference
 from batchnorm.reference import statistics as reference_statistics
 
@@ -44,25 +44,14 @@ class GateError(Exception):
     """An arm computes something wrong: nothing may be printed."""
 
 
-def check(cases: Iterable[Case], *, compiled: bool = False) -> int:
+def check(
+    cases: Iterable[Case], *, compiled: bool = False, contenders: Callable[..., dict[str, Contender]] = contenders
+) -> int:
     """Check values, gradients and running statistics of every arm of ``cases``, on small tensors.
 
-    Parameters
-    ----------
-    cases : iterable of Case
-        Checked once for each operation, rank, layout and dtype, in two shapes.
-    compiled : bool, default=False
-        Whether torch.compile is one of the arms; it is checked in the smaller shape only.
-
-    Returns
-    -------
-    int
-        Comparisons made.
-
-    Raises
-    ------
-    GateError
-        Some answer is out of its bound. Names the arm, the case, what it is and by how much.
+    Each operation, rank, layout and dtype is checked in two shapes; ``compiled`` adds torch.compile in the smaller one;
+    ``contenders`` makes the layers of a case. Returns the number of comparisons. Raises GateError for an answer out of
+    its bound, with the arm, the case, the result and the error.
     """
     done = 0
     for op, rank, layout, dtype in dict.fromkeys((c.op, len(c.shape), c.layout, c.dtype) for c in cases):
@@ -82,19 +71,8 @@ def check(cases: Iterable[Case], *, compiled: bool = False) -> int:
 def agree(case: Case, contenders: Mapping[str, Contender], inputs: Inputs) -> None:
     """Check that all arms agree with torch at the measured size.
 
-    Parameters
-    ----------
-    case : Case
-        What is measured.
-    contenders : dict of str to Contender
-        What is compared; their running statistics are updated.
-    inputs : Inputs
-        What they work on. The residual is moved a little where the activation's kink is near.
-
-    Raises
-    ------
-    GateError
-        y or dx differs from torch's by more than rounding explains.
+    Updates running statistics, and moves the residual a little near the activation's kink. Raises GateError where y or
+    dx differs from torch's by more than rounding explains.
     """
     _away_from_the_kink(inputs, contenders["torch"].layer)
     expected = _run(contenders["torch"], inputs, training=case.training)

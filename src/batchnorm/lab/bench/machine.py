@@ -1,13 +1,13 @@
 """Where a benchmark runs: the columns that every row begins with, and the two modes of allocation."""
 
-import os
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 from batchnorm.lab.bench.config import Allocation
 from batchnorm.lab.bench.rows import Machine
-from batchnorm.lab.environment import environment
+from batchnorm.lab.environment import environment, load, memory, running_processes
 from batchnorm.lab.errors import LabError
 
 # Read by glibc when a process starts. Nothing is mapped on its own, nothing is given back, and the heap grows by much
@@ -22,19 +22,7 @@ SYSTEM = Path("/sys")
 
 
 def machine(date: str, allocation: Allocation) -> Machine:
-    """Describe this machine and this process.
-
-    Parameters
-    ----------
-    date : str
-        Start of the run.
-    allocation : {'default', 'tuned'}
-        The mode that the process was started in.
-
-    Returns
-    -------
-    Machine
-    """
+    """Describe this machine and this process, of a run that started at ``date``, in its mode of allocation."""
     facts = environment()
     return Machine(
         date=date,
@@ -47,31 +35,19 @@ def machine(date: str, allocation: Allocation) -> Machine:
         l2=cache_size(2),
         l3=cache_size(3),
         huge_pages=huge_pages(),
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+        load=math.nan if (busy := load()) is None else busy,
+        running_processes=math.nan if (count := running_processes()) is None else count,
+        memory_available=math.nan if (free := memory().available) is None else free / 1e9,
         threads=int(str(facts["threads"])),
         allocation=allocation,
     )
 
 
 def process_environment(allocation: Allocation, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Make the environment of a process that allocates in this mode.
+    """Make the environment variables of a process that allocates in this mode, from those of this process.
 
-    Parameters
-    ----------
-    allocation : {'default', 'tuned'}
-        The mode.
-    inherited : dict of str to str
-        Environment of this process.
-
-    Returns
-    -------
-    dict of str to str
-
-    Raises
-    ------
-    LabError
-        tuned, and the C library is not glibc; or glibc's malloc was already replaced or tuned from outside, so that
-        neither mode would be what its name says.
+    Raises LabError for tuned where the C library is not glibc, and where malloc was already replaced or tuned from
+    outside: then neither mode would be what its name says.
     """
     outside = [
         name
@@ -90,20 +66,7 @@ def process_environment(allocation: Allocation, inherited: Mapping[str, str]) ->
 
 
 def cache_size(level: int, system: Path = SYSTEM) -> int:
-    """Read the size of a cache of the first core.
-
-    Parameters
-    ----------
-    level : int
-        2 or 3.
-    system : Path, default=/sys
-        Where Linux describes itself.
-
-    Returns
-    -------
-    int
-        Bytes; 0 where it cannot be read.
-    """
+    """Read the bytes of the first core's cache of a level, 0 where ``system`` (Linux's /sys) does not say."""
     for index in sorted((system / "devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             if (index / "level").read_text().strip() == str(level):
@@ -115,42 +78,9 @@ def cache_size(level: int, system: Path = SYSTEM) -> int:
 
 
 def huge_pages(system: Path = SYSTEM) -> str:
-    """Read the mode of transparent huge pages.
-
-    Parameters
-    ----------
-    system : Path, default=/sys
-        Where Linux describes itself.
-
-    Returns
-    -------
-    str
-        always, madvise or never; empty where it cannot be read.
-    """
+    """Read the mode of transparent huge pages: always, madvise or never, empty where ``system`` does not say."""
     try:
         modes = (system / "kernel/mm/transparent_hugepage/enabled").read_text().split()
     except OSError:
         return ""
     return next((mode.strip("[]") for mode in modes if mode.startswith("[")), "")
-
-
-def peak_memory() -> float:
-    """Largest resident memory that this process has had.
-
-    Returns
-    -------
-    float
-        In 10^6 bytes; NaN where the system does not say.
-    """
-    # Not ru_maxrss where there is something better: on Linux a child inherits its parent's.
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6

@@ -26,15 +26,7 @@ MAX_REPEATS = 10_000
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared.
-
-    Attributes
-    ----------
-    call : callable
-        What is timed.
-    reset : callable
-        Called before each call, outside the timing.
-    """
+    """One of the things compared: what is timed, and what is called before each call, outside the timing."""
 
     call: Callable[[], None]
     reset: Callable[[], None] = lambda: None
@@ -42,13 +34,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the middle of some samples lies, and how far they spread.
-
-    Attributes
-    ----------
-    p20, median, p80 : float
-        Percentiles.
-    """
+    """Percentiles of some samples."""
 
     p20: float
     median: float
@@ -56,33 +42,17 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarize ``values``, interpolating linearly between neighbours.
-
-        Parameters
-        ----------
-        values : sequence of float
-            At least one.
-
-        Returns
-        -------
-        Spread
-        """
+        """Summarize at least one value, interpolating linearly between neighbours."""
         low, middle, high = np.percentile(np.asarray(values, dtype=np.float64), [20, 50, 80])
         return cls(float(low), float(middle), float(high))
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What was measured of one arm.
+    """The measurements of one arm.
 
-    Attributes
-    ----------
-    seconds : tuple of float
-        Time of one call: the mean over the repeats of a sample; one value per pair.
-    repeats : int
-        Calls in each sample.
-    faults : float
-        Page faults of one call (without I/O), the median over pairs; NaN where they cannot be counted.
+    ``seconds`` of one call, the mean over the ``repeats`` of a sample: one value per pair. ``faults``: page faults of
+    one call (without I/O), the median over pairs; NaN where they cannot be counted.
     """
 
     seconds: tuple[float, ...]
@@ -100,22 +70,8 @@ def interleave(
 ) -> dict[str, Samples]:
     """Measure ``arms`` in pairs (or triples, ...): each holds one sample of every arm, in random order.
 
-    Parameters
-    ----------
-    arms : dict of str to Arm
-        What to compare.
-    pairs : int
-        Samples of each arm. Warm-up is not among them.
-    min_sample : float, default=0.002
-        Seconds that a sample lasts at least: quick calls are repeated.
-    clock : callable, default=time.perf_counter
-        Seconds since some moment.
-    seed : int, default=0
-        Of the order.
-
-    Returns
-    -------
-    dict of str to Samples
+    Warm-up is not among the ``pairs`` samples. A sample lasts at least ``min_sample`` seconds of ``clock``: quick calls
+    are repeated. ``seed`` fixes the order.
     """
     order = random.Random(seed)  # noqa: S311  # nothing secret
     collecting = gc.isenabled()
@@ -139,39 +95,8 @@ def interleave(
 
 
 def ratios(of: Samples, to: Samples) -> Spread:
-    """Divide pair by pair: how many times longer ``of`` takes than ``to``.
-
-    Parameters
-    ----------
-    of, to : Samples
-        Of the same pairs.
-
-    Returns
-    -------
-    Spread
-        Of the ratios, one per pair.
-    """
+    """Divide the times of ``of`` by those of ``to``, pair by pair: how many times longer it takes."""
     return Spread.of([a / b for a, b in zip(of.seconds, to.seconds, strict=True)])
-
-
-def removed(torch: Samples, ours: Samples, limit: Samples) -> Spread:
-    """Say which share of what ``torch`` spends above the limit is gone in ``ours``.
-
-    Parameters
-    ----------
-    torch, ours, limit : Samples
-        Of the same pairs.
-
-    Returns
-    -------
-    Spread
-        Of the differences between torch and ours, pair by pair, each divided by the median difference between torch
-        and the limit (a pair's own difference may be near zero). NaN where torch is not above the limit.
-    """
-    above = Spread.of([a - b for a, b in zip(torch.seconds, limit.seconds, strict=True)]).median
-    if above <= 0:
-        return Spread(math.nan, math.nan, math.nan)
-    return Spread.of([(a - b) / above for a, b in zip(torch.seconds, ours.seconds, strict=True)])
 
 
 def _warm_up(arm: Arm, min_sample: float, clock: Callable[[], float]) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batchnorm.lab.errors import OutputError
 from batchnorm.lab.files import reason_of, write_text
@@ -34,8 +34,12 @@ class Machine:
     huge_pages : str
         Mode of transparent huge pages; empty where there are none.
     load : float
-        Processes that ran or wanted to in the minute before, this one's threads included: above ``threads``, something
-        else wanted the cores too.
+        Processes that ran or wanted to in the minute before, this one's threads included: above ``threads``, other
+        processes wanted the cores too.
+    running_processes : float
+        All processes of the machine or container; NaN where not recorded.
+    memory_available : float
+        In 10^9 bytes, before the case; NaN where not recorded.
     threads : int
         Of torch.
     allocation : str
@@ -53,12 +57,31 @@ class Machine:
     l3: int
     huge_pages: str
     load: float
+    running_processes: float
+    memory_available: float
     threads: int
     allocation: str
 
 
+class Row(Machine):
+    """One arm of one case. A subclass is a frozen dataclass that adds its columns, these among them."""
+
+    arm: str
+    backend: str
+    target: str
+    pairs: int
+
+    @property
+    def case(self) -> tuple[str, ...]:
+        """The case, without the arm."""
+        raise NotImplementedError
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
 @dataclass(frozen=True)
-class OperationRow(Machine):
+class OperationRow(Row):
     """One arm of one operation.
 
     Attributes
@@ -70,7 +93,7 @@ class OperationRow(Machine):
     arm : str
         torch, torch_inplace, compile, batchnorm, or copy (the floor).
     backend, target : str
-        What ran the arm batchnorm, by `batchnorm.explain`; empty for the others and where there is no target.
+        Of the arm batchnorm, by `batchnorm.explain`; empty for the others and where there is no target.
     pairs, repeats : int
         Samples, and calls in each.
     p20_ms, median_ms, p80_ms : float
@@ -107,95 +130,29 @@ class OperationRow(Machine):
 
     @property
     def case(self) -> tuple[str, ...]:
-        """What was measured, without the arm."""
+        """The case, without the arm."""
         return (self.allocation, self.op, self.shape, self.layout, self.dtype)
 
 
-@dataclass(frozen=True)
-class StepRow(Machine):
-    """One arm of a training step.
-
-    Attributes
-    ----------
-    network : str
-        resnet18 or resnet50.
-    batch, resolution : int
-        Images, and their height and width.
-    layout, dtype : str
-        The rest of the case.
-    arm : str
-        torch, batchnorm, or limit.
-    how : str
-        What made the network of the arm batchnorm; empty for the others.
-    backend, target : str
-        What ran its normalization.
-    pairs : int
-        Samples.
-    p20_s, median_s, p80_s : float
-        Time of one step.
-    removed_p20, removed, removed_p80 : float
-        Share of what torch spends above the limit that this arm does not spend.
-    peak_mb : float
-        Largest resident memory of a process of its own that does three steps, in 10^6 bytes, torch included.
-    """
-
-    network: str
-    batch: int
-    resolution: int
-    layout: str
-    dtype: str
-    arm: str
-    how: str
-    backend: str
-    target: str
-    pairs: int
-    p20_s: float
-    median_s: float
-    p80_s: float
-    removed_p20: float
-    removed: float
-    removed_p80: float
-    peak_mb: float
-
-    @property
-    def case(self) -> tuple[str, ...]:
-        """What was measured, without the arm."""
-        shape = f"{self.batch}x3x{self.resolution}x{self.resolution}"
-        return (self.allocation, self.network, shape, self.layout, self.dtype)
-
-
-Row = OperationRow | StepRow
-
-
 def header(kind: type[Row]) -> list[str]:
-    """Return the names of the columns.
-
-    Parameters
-    ----------
-    kind : type
-        OperationRow or StepRow.
-
-    Returns
-    -------
-    list of str
-    """
+    """Return the names of the columns."""
     return [field.name for field in fields(kind)]
 
 
 def open_results(path: Path, kind: type[Row]) -> None:
-    """Make sure that rows of ``kind`` can be appended to ``path``, before anything is measured.
+    """Prepare a CSV file for rows of ``kind``, before anything is measured.
 
     Parameters
     ----------
     path : Path
         The CSV file. Written with its header where it is missing or empty.
     kind : type
-        OperationRow or StepRow.
+        Subclass of `Row`.
 
     Raises
     ------
     OutputError
-        The disk refuses, or the file holds something else.
+        The disk refuses, or the file has other columns.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,20 +170,7 @@ def open_results(path: Path, kind: type[Row]) -> None:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a file that `open_results` has seen, and flush them.
-
-    Parameters
-    ----------
-    path : Path
-        The CSV file.
-    rows : iterable of Row
-        Of the file's kind.
-
-    Raises
-    ------
-    OutputError
-        The disk refuses.
-    """
+    """Append rows to a file that `open_results` has seen, and flush them; raise OutputError if the disk refuses."""
     try:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(_csv([_cells(row) for row in rows]))
@@ -234,28 +178,21 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         raise OutputError(f"cannot write {path}: {reason_of(error)}") from error
 
 
-def discard(path: Path, date: str) -> None:
-    """Take the rows of one run out of a file again: its gate went red.
-
-    Parameters
-    ----------
-    path : Path
-        The CSV file.
-    date : str
-        That names the run.
-    """
-    kept = [row for row in read(path) if row.date != date]
-    lines = path.read_text(encoding="utf-8").splitlines()[:1]
-    write_text(path, "\n".join([*lines, ""]) + _csv([_cells(row) for row in kept]))
+def discard(path: Path, kind: type[Row], date: str) -> None:
+    """Remove the rows of the run that started at ``date``: its gate went red."""
+    kept = [row for row in read(path, kind) if row.date != date]
+    write_text(path, _csv([header(kind), *map(_cells, kept)]))
 
 
-def read(path: Path) -> list[Row]:
-    """Read a CSV file of either kind.
+def read(path: Path, *kinds: type[RowT]) -> list[RowT]:
+    """Read a CSV file.
 
     Parameters
     ----------
     path : Path
         Written by `append`.
+    *kinds : type
+        Subclasses of `Row`; the file's header says which one it holds.
 
     Returns
     -------
@@ -271,27 +208,16 @@ def read(path: Path) -> list[Row]:
     except OSError as error:
         raise OutputError(f"cannot read {path}: {reason_of(error)}") from error
     except UnicodeDecodeError:
-        raise OutputError(f"{path} is not a result of batchnorm bench: it is not text") from None
+        raise OutputError(f"{path} is not a result of a benchmark: it is not text") from None
     columns, *lines = list(csv.reader(io.StringIO(text))) or [[]]
-    kind = next((kind for kind in (OperationRow, StepRow) if columns == header(kind)), None)
+    kind = next((kind for kind in kinds if columns == header(kind)), None)
     if kind is None:
-        raise OutputError(f"{path} is not a result of batchnorm bench: its first line names other columns")
+        raise OutputError(f"{path} is not a result of a benchmark: its first line names other columns")
     return [_parse(kind, cells, f"{path}:{number}") for number, cells in enumerate(lines, start=2)]
 
 
-def latest(rows: Sequence[Row]) -> list[Row]:
-    """Of what was measured more than once, keep the last measurement, all its arms and no other's.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        In any order.
-
-    Returns
-    -------
-    list of Row
-        In the order of ``rows``.
-    """
+def latest(rows: Sequence[RowT]) -> list[RowT]:
+    """Keep, of each case, all arms of its last measurement, in the order of ``rows``."""
     last: dict[tuple[str, ...], str] = {}
     for row in rows:
         last[row.case] = max(last.get(row.case, ""), row.date)
@@ -308,7 +234,7 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _parse(kind: type[Row], cells: list[str], where: str) -> Row:
+def _parse(kind: type[RowT], cells: list[str], where: str) -> RowT:
     names = fields(kind)
     if len(cells) != len(names):
         raise OutputError(f"{where}: {len(cells)} cells in a table of {len(names)} columns; remove the line")

@@ -1,4 +1,4 @@
-"""Start the processes that measure, keep their rows, show where they are."""
+"""Start the processes that measure, keep their rows, show progress."""
 
 import json
 import math
@@ -6,55 +6,70 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from batchnorm.lab.bench import rows
-from batchnorm.lab.bench.cases import cases
-from batchnorm.lab.bench.config import Allocation, BenchConfig
+from batchnorm.lab.bench.config import Allocation, BenchConfig, Sampling, cases
 from batchnorm.lab.bench.machine import process_environment
-from batchnorm.lab.bench.rows import OperationRow, Row, StepRow
+from batchnorm.lab.bench.rows import OperationRow, RowT
 from batchnorm.lab.errors import LabError
-
-WORKER = (sys.executable, "-m", "batchnorm.lab.bench.worker")
+from batchnorm.lab.terminal import counting_bar
 
 
 class RedGate(Exception):  # noqa: N818  # a red gate is what it is
     """An arm computes something wrong: there are no numbers."""
 
 
-@dataclass
-class Run:
-    """What was measured.
+@dataclass(frozen=True)
+class Suite(Generic[RowT]):
+    """One kind of benchmark.
 
     Attributes
     ----------
-    path : Path
-        The CSV file that the rows were appended to.
-    rows : list of Row
-        All arms.
-    interrupted : bool
-        Whether Ctrl-C ended it early.
+    name : str
+        Of the file that is made where none is named.
+    row : type
+        Of its rows.
+    worker : tuple of str
+        Command of the process that measures; it calls `worker.serve`.
+    total : int
+        Cases of one mode of allocation.
     """
 
+    name: str
+    row: type[RowT]
+    worker: tuple[str, ...]
+    total: int
+
+
+@dataclass
+class Run(Generic[RowT]):
+    """The CSV file that rows were appended to, the rows of all arms, and whether Ctrl-C ended it early."""
+
     path: Path
-    rows: list[Row]
+    rows: list[RowT]
     interrupted: bool = False
 
 
-def bench(config: BenchConfig, out: Console) -> Run:
-    """Measure what ``config`` asks for, one process per mode of allocation.
+def operations(config: BenchConfig) -> Suite[OperationRow]:
+    """Return the suite of single operations; raise LabError where a resolved ``config`` has no case."""
+    return Suite("operations", OperationRow, (sys.executable, "-m", "batchnorm.lab.bench.worker"), len(cases(config)))
+
+
+def bench(config: Sampling, suite: Suite[RowT], out: Console) -> Run[RowT]:
+    """Measure a suite, one process per mode of allocation.
 
     Parameters
     ----------
-    config : BenchConfig
-        What to measure, and where to write.
+    config : Sampling
+        What to measure, and where to write. Resolved.
+    suite : Suite
+        How.
     out : Console
         For the line at the start, and the progress when it is a terminal.
 
@@ -65,60 +80,49 @@ def bench(config: BenchConfig, out: Console) -> Run:
     Raises
     ------
     LabError
-        Something asked for cannot be measured here, or the file cannot be written.
+        A setting cannot be measured here, or the file cannot be written.
     RedGate
-        Some answer is wrong. The rows of this run are taken out of the file again.
+        An answer is wrong. The rows of this run are removed from the file.
     """
-    config = config.resolved()
-    if not config.resnet:
-        cases(config)  # complains before a process is started
     environments = {mode: process_environment(mode, os.environ) for mode in config.allocations}
     now = datetime.now(UTC)
     date = now.isoformat(timespec="seconds")
-    what = "steps" if config.resnet else "operations"
-    run = Run(config.out or Path("runs") / f"bench-{what}-{now:%Y%m%dT%H%M%SZ}.csv", [])
-    rows.open_results(run.path, StepRow if config.resnet else OperationRow)
+    run: Run[RowT] = Run(config.out or Path("runs") / f"bench-{suite.name}-{now:%Y%m%dT%H%M%SZ}.csv", [])
+    rows.open_results(run.path, suite.row)
     out.print(f"measuring into {run.path}", soft_wrap=True)
     try:
-        with _progress(out) as show:
+        with counting_bar(out, suite.total * len(environments)) as advance:
             for allocation, environment in environments.items():
-                for row in _measure(config, date, allocation, environment, show):
-                    rows.append(run.path, [row])
-                    run.rows.append(row)
+                for case, measured in _measure(config, suite, date, allocation, environment):
+                    rows.append(run.path, measured)
+                    run.rows += measured
+                    advance(f"{allocation}: {case}")
     except KeyboardInterrupt:
         run.interrupted = True
     except RedGate:
-        rows.discard(run.path, date)
+        rows.discard(run.path, suite.row, date)
         raise
     return run
 
 
 def _measure(
-    config: BenchConfig,
-    date: str,
-    allocation: Allocation,
-    environment: Mapping[str, str],
-    show: Callable[[Allocation, int, int, str], None],
-) -> Iterator[Row]:
-    """Run one process and yield its rows as they come."""
+    config: Sampling, suite: Suite[RowT], date: str, allocation: Allocation, environment: Mapping[str, str]
+) -> Iterator[tuple[str, list[RowT]]]:
+    """Run one process and yield the rows of each case as they come."""
     settings = {name: value for name, value in asdict(config).items() if name != "out"}
-    task = {"task": "measure", "config": settings, "date": date, "allocation": allocation, "threads": config.threads}
-    show(allocation, 0, 0, "checking answers")
     done = False
     with subprocess.Popen(  # noqa: S603  # this Python, this package
-        WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
+        suite.worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
     ) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
-            worker.stdin.write(json.dumps(task))
+            worker.stdin.write(json.dumps({"config": settings, "date": date, "allocation": allocation}))
             worker.stdin.close()
             for line in worker.stdout:
                 event = _event(line)
-                if event["event"] == "progress":
-                    show(allocation, event["done"], event["of"], event["what"])
-                elif event["event"] == "row":
-                    yield _row(event)
+                if event["event"] == "rows":
+                    yield event["case"], [_row(suite.row, values) for values in event["rows"]]
                 elif event["event"] == "red":
                     raise RedGate(event["why"])
                 elif event["event"] == "done":
@@ -128,9 +132,9 @@ def _measure(
             worker.wait()  # Popen itself does not wait for long after a KeyboardInterrupt
             raise
     if not done:
+        killed = " (killed: too little memory? try smaller --shapes)" if worker.returncode == -9 else ""
         raise LabError(
-            f"the process that measures must come to its end; it ended with {worker.returncode}, and what it wrote "
-            f"stands above{' (killed: too little memory? try smaller --shapes)' if worker.returncode == -9 else ''}"
+            f"the process that measures failed with exit code {worker.returncode}{killed}; its output is above"
         )
 
 
@@ -145,24 +149,5 @@ def _event(line: str) -> dict[str, Any]:
     return {"event": "said"}
 
 
-def _row(event: Mapping[str, Any]) -> Row:
-    kind = {"OperationRow": OperationRow, "StepRow": StepRow}[event["kind"]]
-    row: Row = kind(**{name: math.nan if value is None else value for name, value in event["values"].items()})
-    return row
-
-
-@contextmanager
-def _progress(out: Console) -> Iterator[Callable[[Allocation, int, int, str], None]]:
-    """Show a bar on a terminal, and nothing in a pipe."""
-    if not out.is_terminal:
-        yield lambda *_: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(allocation: Allocation, done: int, of: int, what: str) -> None:
-            count = f" {done + 1}/{of}" if of else ""
-            bar.update(task, total=of or None, completed=done, description=f"{allocation}{count}: {what}")
-
-        yield show
+def _row(kind: Callable[..., RowT], values: Mapping[str, Any]) -> RowT:
+    return kind(**{name: math.nan if value is None else value for name, value in values.items()})

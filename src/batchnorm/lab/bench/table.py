@@ -1,18 +1,15 @@
-"""The tables: the same cells on the terminal and on the page."""
+"""The tables of operations: the same cells on the terminal and on a page."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from batchnorm.lab.bench import goals
-from batchnorm.lab.bench.rows import Machine, OperationRow, Row, StepRow
-from batchnorm.lab.wording import plural
+from batchnorm.lab import terminal
+from batchnorm.lab.bench.rows import Machine, OperationRow, Row
+from batchnorm.lab.wording import Table, plural
 
-MET, MISSED = "met", "NOT MET"
 TITLES = {
     "bn": "BN, forward and backward",
     "bn_relu": "BN + ReLU, forward and backward",
@@ -22,70 +19,24 @@ TITLES = {
 NOTE = (
     "ratio: time of torch over time of batchnorm, taken pair by pair, the median and in brackets the 20th to 80th "
     "percentile over pairs; torch is the quicker of in place (marked *) and not. copies: time of batchnorm over that "
-    "of copying x into memory that is there. Behind each of the two: what was asked, and whether it was reached."
-)
-STEP_NOTE = (
-    "gone: share of what torch spends above the limit (the same network without BN, ReLU and add) that batchnorm does "
-    "not spend. peak: largest resident memory of a process of its own, in MB."
+    "of copying x into memory that is there. load: processes that ran or wanted to, these threads included."
 )
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table without a medium.
-
-    Attributes
-    ----------
-    title : str
-        What is in it.
-    columns : tuple of str
-        Their heads.
-    rows : tuple of tuple of str
-        Cells.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+#: From a row of the arm batchnorm to what was asked of its ratio, and of its copies.
+Asked = Callable[[OperationRow], tuple[str, str]]
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """Make the tables: one per operation and allocation, one of the training steps, and the goals.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        All arms.
-
-    Returns
-    -------
-    list of Table
-        The goals last.
-    """
+def tables(rows: Sequence[OperationRow], asked: Asked | None = None) -> list[Table]:
+    """Make one table per operation and mode of allocation, with columns for ``asked`` if it is given."""
     made = []
-    operations = [row for row in rows if isinstance(row, OperationRow)]
-    for op, allocation in dict.fromkeys((row.op, row.allocation) for row in operations):
-        some = [row for row in operations if (row.op, row.allocation) == (op, allocation)]
-        made.append(_operation_table(f"{TITLES.get(op, op)}, {allocation} allocation", some))
-    steps = [row for row in rows if isinstance(row, StepRow)]
-    if steps:
-        made.append(_step_table(steps))
-    made.append(_goal_table(rows))
+    for op, allocation in dict.fromkeys((row.op, row.allocation) for row in rows):
+        some = [row for row in rows if (row.op, row.allocation) == (op, allocation)]
+        made.append(_table(f"{TITLES.get(op, op)}, {allocation} allocation", some, asked))
     return made
 
 
 def machines(rows: Sequence[Machine]) -> list[str]:
-    """Say where the rows were measured, one line for each machine, commit and setting.
-
-    Parameters
-    ----------
-    rows : sequence of Machine
-        The rows.
-
-    Returns
-    -------
-    list of str
-    """
+    """Describe where the rows were measured, one line for each machine, commit and setting."""
     runs: dict[str, list[Machine]] = {}
     for row in rows:
         where = (
@@ -96,74 +47,46 @@ def machines(rows: Sequence[Machine]) -> list[str]:
         runs.setdefault(where, []).append(row)
     lines = []
     for where, some in runs.items():
-        loads = [row.load for row in some if not math.isnan(row.load)]
-        load = f"; load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+        load = _range("load", [row.load for row in some], ".1f")
+        load += _range("processes", [row.running_processes for row in some], ".0f")
+        load += _range("GB of memory available", [row.memory_available for row in some], ".1f")
         dates = sorted({row.date for row in some})
         lines.append(f"{dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}: {where}{load}")
     return lines
 
 
-def print_tables(to: Console, rows: Sequence[Row]) -> None:
-    """Print the tables.
-
-    Parameters
-    ----------
-    to : Console
-        Where.
-    rows : sequence of Row
-        All arms.
-    """
+def print_tables(to: Console, rows: Sequence[OperationRow]) -> None:
+    """Print the tables of all arms, how to read them, and the machine."""
     for table in tables(rows):
-        grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for number, column in enumerate(table.columns):
-            grid.add_column(column, justify="right" if number else "left", overflow="fold", header_style="dim")
-        for cells in table.rows:
-            grid.add_row(*(Text(cell, style="red" if cell.endswith(MISSED) else "") for cell in cells))
-        to.print(grid)
-        to.print()
-    for line in [*_notes(rows), *machines(rows)]:
+        terminal.print_table(to, table)
+    for line in ["", NOTE, pairs(rows), *machines(rows)]:
         to.print(Text(line, style="dim"))
 
 
-def page(rows: Sequence[Row], sources: Iterable[str]) -> str:
-    """Write the page of results.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        All arms, each case once (`rows.latest`).
-    sources : iterable of str
-        Names of the files that they come from.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
-    names = " ".join(sources)
-    made = tables(rows)
-    lines = [
-        f"<!-- Generated by `batchnorm bench-page {names}`; do not edit. -->",
-        "# Performance",
-        "",
-        "What was measured, beside what was asked before there was anything; how: [benchmarks](guides/benchmarks.md).",
-        "",
-        *(f"- {line}" for line in machines(rows)),
-        "",
-        *_markdown(made[-1]),
-        *_notes(rows, between=""),
-        "",
-    ]
-    for table in made[:-1]:
-        lines += _markdown(table)
-    return "\n".join(lines).rstrip("\n") + "\n"
+def pairs(rows: Sequence[Row]) -> str:
+    """Say how many pairs were measured."""
+    counts = sorted({row.pairs for row in rows})
+    return f"{' or '.join(map(str, counts))} pairs, interleaved in random order, after warm-up."
 
 
-def _operation_table(title: str, rows: Sequence[OperationRow]) -> Table:
+def backend(row: Row) -> str:
+    """Name backend and target of a row of the arm batchnorm."""
+    return f"backend {row.backend}{f' {row.target}' if row.target else ''}"
+
+
+def number(value: float) -> str:
+    """Write three digits, without an exponent."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def _table(title: str, rows: Sequence[OperationRow], asked: Asked | None) -> Table:
     compiled = any(row.arm == "compile" for row in rows)
-    backends = dict.fromkeys(_backend(row) for row in rows if row.arm == "batchnorm")
-    columns = ("shape", "MB", "layout", "dtype", "torch ms", *(("compile ms",) if compiled else ()), "batchnorm ms")
-    columns = (*columns, "ratio", "asked", "copies", "asked", *(("backend",) if len(backends) > 1 else ()))
+    backends = dict.fromkeys(backend(row) for row in rows if row.arm == "batchnorm")
+    columns = ["shape", "MB", "layout", "dtype", "torch ms", *(["compile ms"] if compiled else []), "batchnorm ms"]
+    columns += ["ratio", "asked", "copies", "asked"] if asked else ["ratio", "copies"]
+    columns += ["load", *(["backend"] if len(backends) > 1 else [])]
     lines = []
     for case in dict.fromkeys(row.case for row in rows):
         arms = {row.arm: row for row in rows if row.case == case}
@@ -172,81 +95,19 @@ def _operation_table(title: str, rows: Sequence[OperationRow]) -> Table:
             continue
         torch = arms[ours.opponent]
         cells = [ours.shape, f"{ours.bytes / 1e6:.3g}", ours.layout, ours.dtype]
-        cells.append(_number(torch.median_ms) + ("*" if torch.arm == "torch_inplace" else ""))
+        cells.append(number(torch.median_ms) + ("*" if torch.arm == "torch_inplace" else ""))
         if compiled:
-            cells.append(_number(arms["compile"].median_ms) if "compile" in arms else "")
-        cells += [
-            _number(ours.median_ms),
-            f"{_number(ours.ratio)} ({_number(ours.ratio_p20)}-{_number(ours.ratio_p80)})",
-        ]
-        cells += [_verdict(goals.speed(ours)), _number(ours.floor_ratio), _verdict(goals.floor(ours))]
-        lines.append((*cells, *((_backend(ours),) if len(backends) > 1 else ())))
-    return Table(f"{title}, {' and '.join(backends)}", columns, tuple(lines))
+            cells.append(number(arms["compile"].median_ms) if "compile" in arms else "")
+        cells += [number(ours.median_ms), f"{number(ours.ratio)} ({number(ours.ratio_p20)}-{number(ours.ratio_p80)})"]
+        ratio, copies = asked(ours) if asked else ("", "")
+        cells += [ratio, number(ours.floor_ratio), copies] if asked else [number(ours.floor_ratio)]
+        lines.append([*cells, number(ours.load), *([backend(ours)] if len(backends) > 1 else [])])
+    return Table(f"{title}, {' and '.join(backends)}", columns, lines, note="")
 
 
-def _step_table(rows: Sequence[StepRow]) -> Table:
-    lines = []
-    made_by = dict.fromkeys(f"{_backend(row)}, {row.how}" for row in rows if row.arm == "batchnorm")
-    for case in dict.fromkeys(row.case for row in rows):
-        arms = {row.arm: row for row in rows if row.case == case}
-        if not {"torch", "batchnorm", "limit"} <= arms.keys():
-            continue
-        torch, ours = arms["torch"], arms["batchnorm"]
-        spread = "" if math.isnan(ours.removed) else f" ({_percent(ours.removed_p20)} to {_percent(ours.removed_p80)})"
-        cells = [ours.network, f"{ours.batch}x3x{ours.resolution}x{ours.resolution}", ours.layout, ours.dtype]
-        cells += [ours.allocation, *(_number(arms[arm].median_s) for arm in ("torch", "batchnorm", "limit"))]
-        cells += [_percent(ours.removed) + spread, _verdict(goals.share(ours), unit=" %", factor=100)]
-        cells += [_number(ours.peak_mb), _verdict(goals.memory(ours, torch))]
-        lines.append(tuple(cells))
-    case_columns = ("network", "images", "layout", "dtype", "allocation")
-    columns = (*case_columns, "torch s", "batchnorm s", "limit s", "gone", "asked", "peak MB", "torch's")
-    return Table(f"One training step, {' and '.join(made_by)}", columns, tuple(lines))
-
-
-def _backend(row: OperationRow | StepRow) -> str:
-    return f"backend {row.backend}{f' {row.target}' if row.target else ''}"
-
-
-def _verdict(goal: goals.Goal | None, unit: str = "", factor: float = 1) -> str:
-    return "" if goal is None else f"{goal.asked * factor:.4g}{unit} {MET if goal.met else MISSED}"
-
-
-def _goal_table(rows: Sequence[Row]) -> Table:
-    cells = []
-    for name, some in goals.summary(rows).items():
-        met = sum(goal.met for goal in some)
-        cells.append((name, f"{met} of {len(some)}", MET if met == len(some) else MISSED))
-    return Table("Goals", ("asked", "reached in", ""), tuple(cells))
-
-
-def _notes(rows: Sequence[Row], between: str | None = None) -> list[str]:
-    notes = []
-    if any(isinstance(row, OperationRow) for row in rows):
-        notes.append(NOTE)
-    if any(isinstance(row, StepRow) for row in rows):
-        notes.append(STEP_NOTE)
-    counts = sorted({row.pairs for row in rows})
-    if counts:
-        notes.append(f"{' or '.join(map(str, counts))} pairs, interleaved in random order, after warm-up.")
-    return notes if between is None else [line for note in notes for line in (note, between)][:-1]
-
-
-def _markdown(table: Table) -> list[str]:
-    lines = [f"## {table.title}", "", f"| {' | '.join(table.columns)} |"]
-    lines.append("|---|" + "---:|" * (len(table.columns) - 1))
-    lines += [f"| {' | '.join(cell.replace('*', chr(92) + '*') for cell in cells)} |" for cells in table.rows]
-    return [*lines, ""]
-
-
-def _number(value: float) -> str:
-    """Three digits, without an exponent."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else goals.percent(share)
+def _range(what: str, values: Sequence[float], digits: str) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return f"; {what} {min(known):{digits}} to {max(known):{digits}}" if known else ""
 
 
 def _mega(size: int) -> str:

@@ -2,136 +2,86 @@
 
 It is a process of its own because a mode of allocation can only be chosen when a process starts.
 
-Events: ``{"event": "progress", "done": 3, "of": 8, "what": "..."}``, ``{"event": "row", "kind": "OperationRow", ...}``,
-``{"event": "red", "why": "..."}`` and, at the end of one that was not cut short, ``{"event": "done"}``.
+Events: ``{"event": "rows", "case": "...", "rows": [...]}`` for each case, ``{"event": "red", "why": "..."}`` and, at
+the end, ``{"event": "done"}``.
 """
 
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from batchnorm.lab.bench import arms, gate, measure, steps
-from batchnorm.lab.bench.cases import Case, StepCase, cases, step_cases
-from batchnorm.lab.bench.config import Allocation, BenchConfig
-from batchnorm.lab.bench.machine import machine, peak_memory
+from batchnorm.lab.bench import arms, gate, measure
+from batchnorm.lab.bench.config import BenchConfig, Case, Sampling, cases
+from batchnorm.lab.bench.machine import machine
 from batchnorm.lab.bench.measure import Samples, Spread
-from batchnorm.lab.bench.rows import Machine, OperationRow, Row, StepRow
+from batchnorm.lab.bench.rows import Machine, OperationRow, Row
+
+ConfigT = TypeVar("ConfigT", bound=Sampling)
+CaseT = TypeVar("CaseT")
 
 
-def measure_operations(config: BenchConfig, date: str, allocation: Allocation) -> Iterator[Case | list[Row]]:
-    """Measure single operations, behind the gate.
-
-    Parameters
-    ----------
-    config : BenchConfig
-        Resolved.
-    date : str
-        Start of the run.
-    allocation : {'default', 'tuned'}
-        The mode that this process was started in.
-
-    Yields
-    ------
-    Case or list of Row
-        Each case before it is measured, then its rows.
-
-    Raises
-    ------
-    GateError
-        Some arm computes something wrong.
-    """
-    todo = cases(config)
-    gate.check(todo, compiled=config.compile)
-    assert config.pairs is not None
-    for case in todo:
-        yield case
-        here = machine(date, allocation)
-        inputs = arms.draw(case)
-        compared = arms.contenders(case, compiled=config.compile)
-        gate.agree(case, compared, inputs)
-        samples = measure.interleave(arms.timed(case, compared, inputs), config.pairs)
-        yield _operation_rows(here, case, samples, arms.explanation(inputs.x))
-        if config.compile:
-            torch.compiler.reset()
-
-
-def measure_steps(config: BenchConfig, date: str, allocation: Allocation) -> Iterator[StepCase | list[Row]]:
-    """Measure training steps, behind the gate.
-
-    Parameters
-    ----------
-    config : BenchConfig
-        Resolved.
-    date : str
-        Start of the run.
-    allocation : {'default', 'tuned'}
-        The mode that this process was started in.
-
-    Yields
-    ------
-    StepCase or list of Row
-        Each case before it is measured, then its rows.
-
-    Raises
-    ------
-    GateError
-        This package's network computes something else than torch's.
-    """
-    todo = step_cases(config)
-    assert config.pairs is not None
-    for case in todo:
-        steps.check(case)
-    for case in todo:
-        yield case
-        here = machine(date, allocation)
-        peaks = {arm: steps.peak_memory(case, arm, here.threads) for arm in steps.ARMS}
-        compared, how = steps.arms(case)
-        samples = measure.interleave(compared, config.pairs)
-        layer_input = torch.empty(2, 64, 4, 4, dtype=getattr(torch, case.dtype))
-        yield _step_rows(here, case, samples, peaks, how, arms.explanation(layer_input))
-
-
-def main() -> int:
+def serve(
+    kind: type[ConfigT],
+    cases: Callable[[ConfigT], Sequence[CaseT]],
+    check: Callable[[ConfigT, Sequence[CaseT]], object],
+    measure: Callable[[ConfigT, CaseT, Machine], Sequence[Row]],
+) -> int:
     """Do the task on standard input.
+
+    Parameters
+    ----------
+    kind : type
+        Of the settings in the task.
+    cases : callable
+        From the settings to all cases.
+    check : callable
+        Called with settings and cases before anything is timed; raises `gate.GateError` for a wrong answer.
+    measure : callable
+        From settings, a case and the machine to its rows.
 
     Returns
     -------
     int
-        0 done; 1 the gate is red.
+        Exit code: 0 done; 1 the gate is red; 130 interrupted.
     """
-    task = json.load(sys.stdin)
-    if task["threads"] is not None:
-        torch.set_num_threads(task["threads"])
-    if task["task"] == "memory":
-        steps.run_for_peak(StepCase(**task["case"]), task["arm"])
-        _write({"peak_mb": peak_memory()})
-        return 0
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in task["config"].items()}
-    config = BenchConfig(**settings)
-    of = len(step_cases(config) if config.resnet else cases(config))
-    run = measure_steps if config.resnet else measure_operations
-    done = 0
     try:
-        for event in run(config, task["date"], task["allocation"]):
-            if isinstance(event, list):
-                done += 1
-                for row in event:
-                    _write({"event": "row", "kind": type(row).__name__, "values": _without_nan(asdict(row))})
-            else:
-                _write({"event": "progress", "done": done, "of": of, "what": str(event)})
+        task = json.load(sys.stdin)
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in task["config"].items()}
+        config = kind(**given)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        todo = cases(config)
+        check(config, todo)
+        for case in todo:
+            made = measure(config, case, machine(task["date"], task["allocation"]))
+            _write({"event": "rows", "case": str(case), "rows": [_without_nan(asdict(row)) for row in made]})
     except gate.GateError as error:
         _write({"event": "red", "why": str(error)})
         return 1
+    except KeyboardInterrupt:
+        return 130
     _write({"event": "done"})
     return 0
 
 
-def _operation_rows(here: Machine, case: Case, samples: Mapping[str, Samples], ran: tuple[str, str]) -> list[Row]:
+def measure_operation(config: BenchConfig, case: Case, here: Machine) -> list[Row]:
+    """Time all arms of a case; raise `gate.GateError` where they disagree at its size."""
+    assert config.pairs is not None
+    inputs = arms.draw(case)
+    compared = arms.contenders(case, compiled=config.compile)
+    gate.agree(case, compared, inputs)
+    samples = measure.interleave(arms.timed(case, compared, inputs), config.pairs)
+    if config.compile:
+        torch.compiler.reset()
+    return _rows(here, case, samples, arms.explanation(inputs.x))
+
+
+def _rows(here: Machine, case: Case, samples: Mapping[str, Samples], ran: tuple[str, str]) -> list[Row]:
     medians = {name: Spread.of(arm.seconds).median for name, arm in samples.items()}
     # The quicker of the two ways to write it: nobody should win against a slow opponent.
     opponent = min((name for name in ("torch", "torch_inplace") if name in samples), key=lambda name: medians[name])
@@ -166,40 +116,6 @@ def _operation_rows(here: Machine, case: Case, samples: Mapping[str, Samples], r
     return rows
 
 
-def _step_rows(
-    here: Machine,
-    case: StepCase,
-    samples: Mapping[str, Samples],
-    peaks: Mapping[str, float],
-    how: str,
-    ran: tuple[str, str],
-) -> list[Row]:
-    rows: list[Row] = []
-    for name, arm in samples.items():
-        time, share = Spread.of(arm.seconds), measure.removed(samples["torch"], arm, samples["limit"])
-        ours = name == "batchnorm"
-        backend, target = ran if ours else ("", "")
-        rows.append(
-            StepRow(
-                **asdict(here),
-                **asdict(case),
-                arm=name,
-                how=how if ours else "",
-                backend=backend,
-                target=target,
-                pairs=len(arm.seconds),
-                p20_s=time.p20,
-                median_s=time.median,
-                p80_s=time.p80,
-                removed_p20=share.p20,
-                removed=share.median,
-                removed_p80=share.p80,
-                peak_mb=peaks[name],
-            )
-        )
-    return rows
-
-
 def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
 
@@ -209,8 +125,9 @@ def _write(event: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
+def _check(config: BenchConfig, todo: Sequence[Case]) -> None:
+    gate.check(todo, compiled=config.compile)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(serve(BenchConfig, cases, _check, measure_operation))

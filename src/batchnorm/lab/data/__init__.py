@@ -1,7 +1,7 @@
 """The data sets of the lab, and the order in which their examples are drawn.
 
-A source (`digits`, `idx`, `cifar`, `points`, `npz`, `folder`) says what its files hold; `load` finds it by name, holds
-out what validation asks for, and makes a :class:`Dataset`; a :class:`Loader` draws batches from a part of it.
+A source (`digits`, `idx`, `cifar`, `points`, `arrays`, `folder`) says what its files hold; `load` finds it by name,
+holds out what validation asks for, and makes a :class:`Dataset`; a :class:`Loader` draws batches from a part of it.
 """
 
 from batchnorm.lab.data.augmentation import Augmentation as Augmentation

@@ -211,19 +211,34 @@ def _list(root: Path, class_names: list[str]) -> tuple[list[str], Tensor]:
     targets: list[int] = []
     for target, name in enumerate(class_names):
         before = len(files)
-        for folder, folders, entries in os.walk(root / name, followlinks=True):
-            folders.sort()
-            files += [
-                str(Path(folder, entry))
-                for entry in sorted(entries)
-                if entry.lower().endswith(SUFFIXES) and not entry.startswith(".")
-            ]
+        if (root / name).is_dir():
+            files += _images(root / name)
         targets += [target] * (len(files) - before)
         if len(files) == before and (root / name).is_dir():
             raise DataError(f"{root / name} must hold images ({' '.join(SUFFIXES)}); got none")
     if not files:
         raise DataError(f"{root} must hold images, in one folder per class; got none")
     return files, torch.tensor(targets)
+
+
+def _images(folder: Path) -> list[str]:
+    """List the images in a folder, then those in the folders below."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} must be a readable folder of images; got {reason_of(error)}") from error
+    found, below = [], []
+    for entry in entries:
+        if entry.is_dir():
+            below.append(Path(entry.path))
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+            if not entry.is_file():  # reading a pipe would wait for ever
+                raise DataError(
+                    f"{entry.path} must be an image file; it is a pipe, a device or a broken link; take it out of the "
+                    f"folder"
+                )
+            found.append(entry.path)
+    return found + [image for inner in below for image in _images(inner)]
 
 
 def _cores() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchnorm.lab.data import cifar, digits, folder, idx, npz, points
+from batchnorm.lab.data import arrays, cifar, digits, folder, idx, points
 from batchnorm.lab.data.dataset import Dataset
 from batchnorm.lab.data.parts import Parts, assemble
 from batchnorm.lab.data.verified import data_root
@@ -58,8 +58,8 @@ def load(
     Parameters
     ----------
     name : str
-        A key of ``SOURCES``, or the path of an ``.npz`` file or of a folder of images (see
-        :mod:`batchnorm.lab.data.npz` and :mod:`batchnorm.lab.data.folder`).
+        A key of ``SOURCES``, or the path of an ``.npz`` or ``.mat`` file or of a folder of images (see
+        :mod:`batchnorm.lab.data.arrays` and :mod:`batchnorm.lab.data.folder`).
     data_dir : Path, optional
         Folder that holds ``MNIST/raw``, ``cifar-10-batches-py`` and so on, in torchvision's layout. None: the
         environment variable ``BATCHNORM_DATA``, else the user's cache. Files that are not there are downloaded into it.
@@ -90,10 +90,10 @@ def load(
         raise DataError(f"an image size is for folders of images; {name} has its own, so leave out --image-size")
     if name in SOURCES:
         return assemble(name, SOURCES[name].parts(data_dir), validation=validation, seed=seed)
-    if path.suffix == ".npz":
-        return assemble(name, npz.load(path), validation=validation, seed=seed)
+    if path.suffix in arrays.SUFFIXES:
+        return assemble(name, arrays.load(path), validation=validation, seed=seed)
     what = "is none" if path.exists() else "does not exist, and is none"
     raise DataError(
-        f"data must be one of {', '.join(SOURCES)}, an .npz file or a folder of images; got {name!r}, which {what} of "
-        "them"
+        f"data must be one of {', '.join(SOURCES)}, an .npz or .mat file or a folder of images; got {name!r}, which "
+        f"{what} of them"
     )

@@ -117,7 +117,8 @@ class Block(nn.Module):
     def _make_branch(self, recipe: Recipe, inputs: int, width: int, stride: int) -> None:
         raise NotImplementedError
 
-    def _around(self, x: Tensor, branch: Tensor) -> Tensor:
+    def around(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Add the shortcut of ``x`` to the branch."""
         if self.stochastic_depth is not None:
             branch = self.stochastic_depth(branch)
         return branch + (x if self.downsample is None else self.downsample(x))
@@ -141,7 +142,7 @@ class BasicBlock(Block):
         """From (N, inputs, H, W) to (N, width, H / stride, W / stride)."""
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.bn2(self.conv2(branch))
-        y: Tensor = self.act2(self._around(x, branch))
+        y: Tensor = self.act2(self.around(x, branch))
         return y
 
 
@@ -167,7 +168,7 @@ class Bottleneck(Block):
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.act2(self.bn2(self.conv2(branch)))
         branch = self.bn3(self.conv3(branch))
-        y: Tensor = self.act3(self._around(x, branch))
+        y: Tensor = self.act3(self.around(x, branch))
         return y
 
 

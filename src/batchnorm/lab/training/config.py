@@ -14,7 +14,7 @@ ScheduleName = Literal["constant", "step", "cosine", "linear", "exponential", "i
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Statistics = Literal["running", "population"]
 Penalized = Literal["weights", "all"]
-ProbeName = Literal["activations", "gradients", "running", "shift", "landscape"]
+ProbeName = Literal["activations", "gradients", "running", "input_shift", "shift", "landscape"]
 
 #: What may differ when a run is resumed: none of it changes a step that was or will be taken, but for its length.
 MAY_CHANGE = (
@@ -35,7 +35,7 @@ class TrainConfig:
 
     data: str = "digits"
     """Data to train on: digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, a 2-D set, a folder of images
-    or an .npz file."""
+    or an .npz or .mat file."""
 
     data_dir: Path | None = None
     """Folder of the data files, in torchvision's layout. None: the environment variable BATCHNORM_DATA, else the user's
@@ -238,8 +238,9 @@ class TrainConfig:
     """Steps between records of the training loss."""
 
     probes: tuple[ProbeName, ...] = ("activations", "gradients", "running")
-    """What is measured inside the network. activations, gradients and running are cheap; shift (internal covariate
-    shift) and landscape cost many passes. With no value: nothing."""
+    """What is measured inside the network. activations, gradients and running are cheap; input_shift and shift
+    (internal covariate shift, of distributions and of gradients) and landscape cost further passes. With no value:
+    nothing."""
 
     probe_every: int | None = None
     """Steps between measurements of the probes. None: a hundredth of the run, at least 25."""

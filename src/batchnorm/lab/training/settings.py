@@ -53,8 +53,8 @@ def read_toml(path: Path) -> TrainConfig:
             mapping = tomllib.load(file)
     except OSError as error:
         raise LabError(f"config must be a TOML file; {path} cannot be read: {reason_of(error)}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise LabError(f"{path} is not TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LabError(f"{path} is not TOML in UTF-8: {error}") from error
     return from_mapping({key.replace("-", "_"): value for key, value in mapping.items()}, str(path))
 
 
