@@ -16,7 +16,7 @@ ORDER = ["kernels", "allocator", "statistics", "autograd", "functional", "nn", "
 #: Beside that order, each importing what stands before it, NumPy and the standard library; only the lab imports them.
 NUMPY_ONLY = ["reference", "checker"]
 KERNELS_ORDER = [{"interface", "activations", "watched", "_native"}, {"eager", "composite"}, {"native"}, {"registry"}]
-STATISTICS_ORDER = [{"running", "population"}, {"across", "policies"}]
+STATISTICS_ORDER = [{"keys", "running", "population"}, {"across", "policies"}]
 LAB_ORDER = [
     {"errors", "environment", "rules"},
     {"files"},

@@ -1,13 +1,11 @@
-"""Policies by their public names, against the reference: values, buffers, gradients, second derivatives, state.
-
-Each test that needs a name which the package does not have yet is marked with it, and is expected to fail until then.
-"""
+"""Policies by their public names, against the reference: values, buffers, gradients, second derivatives, state."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import io
+import pickle
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -28,14 +26,6 @@ from oracle import Bounds
 SHAPE = (9, 4, 5)
 LENGTHS = (5, 3, 1, 5, 0, 2, 4, 5, 2)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-
-def needs(*names: str) -> pytest.MarkDecorator:
-    """Expect a failure while the package lacks one of these names, or its layers an argument that comes with them."""
-    missing = [name for name in names if not hasattr(batchnorm, name)]
-    return pytest.mark.xfail(
-        bool(missing), reason=f"batchnorm.{', '.join(missing)} to come", raises=(AttributeError, TypeError), strict=True
-    )
 
 
 @pytest.fixture(params=registry.BACKENDS, autouse=True)
@@ -336,7 +326,6 @@ def test_layer_takes_a_mask() -> None:
 
 
 @masks
-@needs("masked")
 @pytest.mark.parametrize("mask", [valid(), torch.tensor(LENGTHS)], ids=["mask", "lengths"])
 def test_masked_model_is_its_layers_with_the_mask(mask: Tensor) -> None:
     given = make(dtype=torch.float64)
@@ -355,7 +344,6 @@ def test_masked_model_is_its_layers_with_the_mask(mask: Tensor) -> None:
 
 
 @groups
-@needs("Ghost")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", ["normal", "mean_1e4", "constant_channels"])
 @pytest.mark.parametrize("size", [2, 3, 4, 9])
@@ -365,7 +353,6 @@ def test_ghost(size: int, values: str, dtype: torch.dtype) -> None:
 
 
 @groups
-@needs("Ghost")
 @pytest.mark.parametrize("layout", regimes.LAYOUTS)
 @pytest.mark.parametrize("shape", [(8, 3), (7, 3, 5, 7), (5, 2, 3, 2, 5)], ids=str)
 def test_ghost_over_space(shape: tuple[int, ...], layout: str) -> None:
@@ -374,14 +361,12 @@ def test_ghost_over_space(shape: tuple[int, ...], layout: str) -> None:
 
 
 @groups
-@needs("Ghost")
 @pytest.mark.parametrize("values", ["mean_1e6", "scales_1e-12_to_1e12"])
 def test_ghost_in_hard_regimes(values: str) -> None:
     check(make(values), {"groups": torch.arange(9) // 4}, statistics=batchnorm.Ghost(4), batches=3)
 
 
 @groups
-@needs("Ghost")
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0, None])
 def test_ghost_updates_in_turn(momentum: float | None) -> None:
     given, groups = make(dtype=torch.float64), torch.arange(9) // 2
@@ -390,27 +375,23 @@ def test_ghost_updates_in_turn(momentum: float | None) -> None:
 
 @groups
 @masks
-@needs("Ghost")
 def test_ghost_with_a_mask() -> None:
     lengths = (5, 3, 1, 5, 0, 0, 0, 0, 2)  # the second group has no valid value
     mask = valid(lengths)
     check(make(), {"groups": torch.arange(9) // 4, "mask": mask}, statistics=batchnorm.Ghost(4), mask=mask, batches=2)
 
 
-@needs("Ghost")
 def test_ghost_in_evaluation_has_no_groups() -> None:
     check(make(), {}, statistics=batchnorm.Ghost(2), training=False)
 
 
 @groups
-@needs("Ghost")
 def test_ghost_group_of_one_value_is_an_error() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
         batch_norm(make(shape=(9, 4))["x"], None, None, training=True, statistics=batchnorm.Ghost(4))
 
 
 @groups
-@needs("Ghost")
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_ghost_layer_is_a_loop_of_torch_layers(momentum: float | None) -> None:
     layer = layer1d(momentum=momentum, statistics=batchnorm.Ghost(4))
@@ -426,7 +407,6 @@ def test_ghost_layer_is_a_loop_of_torch_layers(momentum: float | None) -> None:
 
 
 @groups
-@needs("Ghost")
 def test_second_derivatives_of_ghost_batches() -> None:
     check_second_order(make(dtype=torch.float64), {"groups": torch.arange(9) // 4}, statistics=batchnorm.Ghost(4))
 
@@ -445,7 +425,6 @@ def open_renorm(rmax: float, dmax: float, average: str = "variance") -> object:
     return batchnorm.Renorm(rmax=rmax, dmax=dmax, start=0, rmax_end=0, dmax_end=0, average=average)
 
 
-@needs("Renorm")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", ["normal", "mean_1e4", "constant_channels"])
 @pytest.mark.parametrize("bounds", [(1.0, 0.0), (1.2, 0.3), (1e6, 1e6)], ids=["closed", "clipped", "open"])
@@ -457,18 +436,15 @@ def test_renorm(average: str, bounds: tuple[float, float], values: str, dtype: t
 
 
 @masks
-@needs("Renorm")
 def test_renorm_with_a_mask() -> None:
     expected = {"bounds": Bounds(1.2, 0.3), "mask": valid()}
     check(make(), expected, statistics=open_renorm(1.2, 0.3), mask=valid())
 
 
-@needs("Renorm")
 def test_renorm_in_evaluation_is_the_plain_layer() -> None:
     check(make(), {}, statistics=open_renorm(1.2, 0.3), training=False)
 
 
-@needs("Renorm")
 @pytest.mark.parametrize("tracked", [0, 4999, 5000, 5001, 15000, 25000, 40000, 10**6])
 def test_renorm_opens_by_the_batches_seen_before(tracked: int) -> None:
     given = make(dtype=torch.float64)
@@ -479,7 +455,6 @@ def test_renorm_opens_by_the_batches_seen_before(tracked: int) -> None:
 
 
 @masks
-@needs("Renorm")
 @pytest.mark.parametrize("average", ["deviation", "variance"])
 def test_renorm_without_a_valid_value_leaves_running_statistics_alone(average: str) -> None:
     given, nothing = make(), torch.zeros(9, 1, 5, dtype=torch.bool)
@@ -492,13 +467,11 @@ def test_renorm_without_a_valid_value_leaves_running_statistics_alone(average: s
     assert counter == 7
 
 
-@needs("Renorm")
 def test_second_derivatives_of_renorm_hold_the_correction() -> None:
     policy = open_renorm(1.2, 0.3)
     check_second_order(make(dtype=torch.float64), {"bounds": Bounds(1.2, 0.3)}, statistics=policy)
 
 
-@needs("Renorm")
 @pytest.mark.parametrize("average", ["deviation", "variance"])
 def test_renorm_with_open_bounds_trains_on_what_evaluation_gives(average: str) -> None:
     layer = layer1d(statistics=open_renorm(1e6, 1e6, average))
@@ -508,7 +481,6 @@ def test_renorm_with_open_bounds_trains_on_what_evaluation_gives(average: str) -
         torch.testing.assert_close(layer(x), frozen(x), rtol=1e-9, atol=1e-9)
 
 
-@needs("Renorm")
 @pytest.mark.parametrize("options", [{"rmax": 0.5}, {"dmax": -1.0}, {"rmax": float("nan")}])
 def test_renorm_bounds_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -519,7 +491,6 @@ def test_renorm_bounds_out_of_range(options: dict[str, float]) -> None:
 
 
 @masks
-@needs("Frozen")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mask", [None, valid()], ids=["alone", "masked"])
 def test_frozen_in_training_is_evaluation(mask: Tensor | None, dtype: torch.dtype) -> None:
@@ -543,7 +514,6 @@ def test_frozen_in_training_is_evaluation(mask: Tensor | None, dtype: torch.dtyp
     assert counter == 5
 
 
-@needs("Frozen")
 def test_frozen_layer_takes_one_sample() -> None:
     layer = layer1d(statistics=batchnorm.Frozen()).train()
     x = make(dtype=torch.float64, shape=(1, 4))["x"]
@@ -555,7 +525,6 @@ def _network() -> nn.Module:
     return nn.Sequential(layer1d(momentum=0.3), nn.Conv1d(4, 4, 1).double(), shared, nn.ReLU(), shared)
 
 
-@needs("freeze", "unfreeze")
 def test_freeze_and_unfreeze_restore_every_bit() -> None:
     x = make(dtype=torch.float64)["x"]
     model, plain = _network(), None
@@ -574,13 +543,11 @@ def test_freeze_and_unfreeze_restore_every_bit() -> None:
     assert_same_state(thawed, state(plain))
 
 
-@needs("freeze")
 def test_freeze_reports() -> None:
     _, report = batchnorm.freeze(_network(), report=True)
     assert report
 
 
-@needs("freeze")
 def test_per_sample_gradients_through_frozen_layers() -> None:
     x = make(dtype=torch.float64)["x"]
     model = batchnorm.freeze(nn.Sequential(layer1d())).train()
@@ -617,13 +584,8 @@ def _pinned(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "after"),
     [
-        pytest.param(
-            "debiased", {0: (0, 1), 1: (1, 2), 2: (79 / 19, 198 / 19), 401: (7, 18)}, marks=needs("Debiased")
-        ),
-        pytest.param(
-            "cumulative", {0: (0, 1), 1: (1, 2), 2: (4, 10), 401: (7 - 6 / 401, 18 - 16 / 401)},
-            marks=needs("Cumulative"),
-        ),
+        ("debiased", {0: (0, 1), 1: (1, 2), 2: (79 / 19, 198 / 19), 401: (7, 18)}),
+        ("cumulative", {0: (0, 1), 1: (1, 2), 2: (4, 10), 401: (7 - 6 / 401, 18 - 16 / 401)}),
         ("momentum_none", {0: (0, 1), 1: (1, 2), 2: (4, 10), 401: (7 - 6 / 401, 18 - 16 / 401)}),
     ],
     ids=["debiased", "cumulative", "momentum_none"],
@@ -638,7 +600,6 @@ def test_running_values_at_0_1_2_and_many_batches(name: str, after: dict[int, tu
         assert layer.num_batches_tracked == count
 
 
-@needs("Debiased")
 @pytest.mark.parametrize("momentum", [0.01, 0.7, 1.0])
 def test_debiased_is_the_reference(momentum: float) -> None:
     layer = layer1d(statistics=batchnorm.Debiased(momentum))
@@ -654,7 +615,6 @@ def test_debiased_is_the_reference(momentum: float) -> None:
         answers["running_var"].check("running_var", layer.running_var)
 
 
-@needs("Exponential", "Debiased")
 @pytest.mark.parametrize("half_life", [0.5, 6.0, 1000.0])
 def test_half_life_is_a_momentum(half_life: float) -> None:
     for name in ("Exponential", "Debiased"):
@@ -672,7 +632,6 @@ def test_half_life_is_a_momentum(half_life: float) -> None:
 # --- one value per channel ---
 
 
-@needs("Batch")
 def test_one_value_is_torchs_error_by_default_and_evaluation_by_choice() -> None:
     x = make(dtype=torch.float64, shape=(1, 4))["x"]
     layer = layer1d()
@@ -699,7 +658,6 @@ def test_a_mask_with_one_valid_value_puts_nothing_infinite_into_the_buffers() ->
 # --- keys ---
 
 
-@needs("Keyed", "key")
 @pytest.mark.parametrize("affine", ["shared", "per key"])
 def test_keyed_layer_is_a_layer_for_each_key(affine: str) -> None:
     layer = layer1d(statistics=batchnorm.Keyed(("source", "target", "unseen"), affine=affine))
@@ -723,7 +681,6 @@ def test_keyed_layer_is_a_layer_for_each_key(affine: str) -> None:
             torch.testing.assert_close(layer(x), twin.eval()(x), rtol=1e-12, atol=1e-12)
 
 
-@needs("Keyed", "key")
 def test_a_key_for_each_sample() -> None:
     given = make(dtype=torch.float64)
     keys = ["b", "a", "b", "b", "a", "a", "b", "a", "a"]
@@ -744,7 +701,6 @@ def test_a_key_for_each_sample() -> None:
         answers[f"d{name}"].check(f"d{name}", gradient)
 
 
-@needs("Keyed", "key")
 def test_a_key_that_does_not_exist() -> None:
     layer = layer1d(statistics=batchnorm.Keyed(("source", "target")))
     before = state(layer)
@@ -758,13 +714,15 @@ def test_a_key_that_does_not_exist() -> None:
 # --- all of them, as layers ---
 
 POLICIES = {
-    "ghost": (lambda: batchnorm.Ghost(4), ("Ghost",)),
-    "renorm": (lambda: open_renorm(1.5, 0.5), ("Renorm",)),
-    "frozen": (lambda: batchnorm.Frozen(), ("Frozen",)),
-    "debiased": (lambda: batchnorm.Debiased(0.1), ("Debiased",)),
-    "cumulative": (lambda: batchnorm.Cumulative(), ("Cumulative",)),
+    "batch": batchnorm.Batch,
+    "ghost": lambda: batchnorm.Ghost(4),
+    "renorm": lambda: open_renorm(1.5, 0.5),
+    "frozen": batchnorm.Frozen,
+    "debiased": lambda: batchnorm.Debiased(0.1),
+    "cumulative": batchnorm.Cumulative,
+    "exponential": lambda: batchnorm.Exponential(half_life=3.0),
 }
-EACH = [pytest.param(policy, id=name, marks=needs(*names)) for name, (policy, names) in POLICIES.items()]
+EACH = [pytest.param(policy, id=name) for name, policy in POLICIES.items()]
 
 
 def made(policy: Callable) -> object:
@@ -793,21 +751,85 @@ def test_copies_go_on_alike(policy: Callable) -> None:
     x = make(dtype=torch.float64)["x"]
     layer = layer1d(statistics=made(policy))
     layer(x)
-    copied = copy.deepcopy(layer)
+    copied, pickled = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
     loaded = layer1d(statistics=policy())
     loaded.load_state_dict(torch.load(file))
     y = layer(2 * x)
-    for other in (copied, loaded):
+    for other in (copied, loaded, pickled):
+        assert other.statistics == layer.statistics
         assert torch.equal(other(2 * x), y)
         assert_same_state(other, state(layer))
 
 
 @pytest.mark.parametrize("policy", EACH)
 def test_repr_says_the_policy(policy: Callable) -> None:
-    assert repr(policy()) in repr(layer1d(statistics=policy()))
+    layer = layer1d(statistics=policy())
+    assert (repr(policy()) in repr(layer)) == (layer.statistics != batchnorm.Batch())
+
+
+@pytest.mark.parametrize("policy", EACH)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiled_in_one_graph(policy: Callable, training: bool) -> None:
+    torch.compiler.reset()
+    eager = layer1d(statistics=made(policy), activation="silu").train(training)
+    inside = copy.deepcopy(eager)
+    compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        given, results = make(dtype=torch.float64, seed=seed), []
+        for run in (eager, compiled):
+            x = given["x"].clone().requires_grad_()
+            y = run(x, given["residual"])
+            results.append(
+                (y, *torch.autograd.grad(y, (x, eager.weight if run is eager else inside.weight), given["dy"]))
+            )
+        torch.testing.assert_close(*results)
+    torch.testing.assert_close(dict(inside.state_dict()), dict(eager.state_dict()))
+
+
+@pytest.mark.parametrize("policy", EACH)
+def test_exported_in_evaluation(policy: Callable) -> None:
+    layer = layer1d(statistics=policy())
+    layer.load_state_dict(make_state())
+    shapes = ({0: torch.export.Dim("batch", min=2)},)
+    program = torch.export.export(layer.eval(), (make(dtype=torch.float64)["x"],), dynamic_shapes=shapes).module()
+    x = make(dtype=torch.float64, shape=(4, 4, 5))["x"]
+    torch.testing.assert_close(program(x), layer(x))
+
+
+def make_state() -> dict[str, Tensor]:
+    """The state of torch's layer after two batches."""
+    plain = nn.BatchNorm1d(4, dtype=torch.float64)
+    for seed in range(2):
+        plain(make(dtype=torch.float64, seed=seed)["x"])
+    return plain.state_dict()
+
+
+@pytest.mark.parametrize("policy", [one for one in EACH if one.id != "renorm"])  # it holds its correction: see above
+def test_second_derivatives_of_a_layer(policy: Callable) -> None:
+    layer = layer1d(2, statistics=made(policy), activation="tanh")
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(copy.deepcopy(layer), {"weight": weight, "bias": bias}, (x,))
+
+    small = make(dtype=torch.float64, shape=(5, 2, 2))
+    assert passes_gradient_checks(function, small["x"], small["weight"], small["bias"])
+
+
+@pytest.mark.parametrize("policy", EACH)
+def test_convert_and_revert_keep_the_policy_or_say_why_not(policy: Callable) -> None:
+    model = nn.Sequential(layer1d(statistics=policy()), nn.ReLU())
+    converted, report = batchnorm.convert(model, report=True)
+    assert converted[0].statistics == policy()
+    assert report["0"].what == "fused relu"
+    reverted, report = batchnorm.revert(converted, report=True)
+    if policy() == batchnorm.Batch():
+        assert type(reverted[0]) is nn.BatchNorm1d
+    else:
+        assert reverted[0].statistics == policy()
+        assert f"statistics={policy()!r}" in report["0"].reason
 
 
 @masks

@@ -17,12 +17,14 @@ from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
+from batchnorm.statistics.keys import key as key
 from batchnorm.statistics.policies import Batch as Batch
 from batchnorm.statistics.policies import Cumulative as Cumulative
 from batchnorm.statistics.policies import Debiased as Debiased
 from batchnorm.statistics.policies import Exponential as Exponential
 from batchnorm.statistics.policies import Frozen as Frozen
 from batchnorm.statistics.policies import Ghost as Ghost
+from batchnorm.statistics.policies import Keyed as Keyed
 from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
 from batchnorm.tools import freeze as freeze

@@ -122,7 +122,7 @@ def batch_norm(
         direct = watched.unobserved() and watched.plain(x, residual, running_mean, running_var, weight, bias)
     policy = BATCH if statistics is None else statistics
     if mask is not None:
-        mask = _whole_mask(mask, x)
+        mask = whole_mask(mask, x)
     reduction = policy.reduction(x, mask) if training else None
     count = values_per_channel(x)
     _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
@@ -229,7 +229,7 @@ def _checked_momentum(momentum: float | Tensor | None) -> float | Tensor | None:
     return momentum
 
 
-def _whole_mask(mask: Tensor, x: Tensor) -> Tensor:
+def whole_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return a mask as a contiguous bool tensor (N, 1, *), or raise."""
     shape = (x.shape[0], 1, *x.shape[2:])
     if not isinstance(mask, Tensor):

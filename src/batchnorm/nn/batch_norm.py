@@ -17,6 +17,9 @@ from batchnorm.statistics.policies import BATCH, Policy
 #: The attributes that our layers have beyond torch's, with their defaults.
 EXTRAS: dict[str, Any] = {"activation": None, "statistics": BATCH}
 
+#: The tensors of a layer, in the order in which `_run` takes them.
+_OWN = ("running_mean", "running_var", "num_batches_tracked", "weight", "bias")
+
 #: Attributes that a layer has while, or since, something is attached to it; they are no state.
 ATTACHED = ("_observers", "_masks")
 
@@ -88,10 +91,6 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
                 f"activation must be None or one of {sorted(ACTIVATIONS)}; got {activation!r}. "
                 "Leave it None and apply another activation after the layer."
             )
-        if statistics is not None and not isinstance(statistics, Policy):
-            raise TypeError(
-                f"statistics must be a policy; got {statistics!r}. Leave it None for the statistics of the whole batch."
-            )
         # torch before 2.13 has no argument `bias`: it is passed only where it says something.
         no_bias: dict[str, Any] = {} if bias else {"bias": False}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
@@ -99,6 +98,54 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         self.statistics = BATCH if statistics is None else statistics
         if track_running_stats:
             add_buffers(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; with a policy, add and remove the tensors that it holds beyond the layer's own."""
+        if name != "statistics":
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, Policy):
+            raise TypeError(
+                f"statistics must be a policy; got {value!r}. Try batchnorm.Batch(), the statistics of the whole batch."
+            )
+        former, wanted = self.statistics.further(), value.further()
+        for _, further in set(former) - set(wanted):
+            delattr(self, further)
+        for own, further in wanted:
+            if (own, further) not in former:
+                tensor = getattr(self, own)
+                new = None if tensor is None else tensor.detach().clone()
+                if own in ("weight", "bias"):
+                    learns = new is not None and tensor.requires_grad
+                    self.register_parameter(further, None if new is None else nn.Parameter(new, requires_grad=learns))
+                else:
+                    self.register_buffer(further, new)
+        self.__dict__[name] = value
+
+    def reset_running_stats(self) -> None:
+        """Reset the running statistics, those of every key included, to 0 and 1, and their counters to 0."""
+        super().reset_running_stats()
+        self._reset_further("running_mean", "running_var", "num_batches_tracked")
+
+    def reset_parameters(self) -> None:
+        """Reset running statistics and parameters, those of every key included."""
+        super().reset_parameters()
+        self._reset_further("weight", "bias")
+
+    def _reset_further(self, *names: str) -> None:
+        with torch.no_grad():
+            for own, further in self.statistics.further():
+                if own in names and getattr(self, own) is not None:
+                    getattr(self, further).copy_(getattr(self, own))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        further = self.statistics.further()
+        if not any(prefix + name in state_dict for _, name in further):
+            # A checkpoint of torch's layer: every key begins with its values.
+            for own, name in further:
+                if prefix + own in state_dict:
+                    state_dict[prefix + name] = state_dict[prefix + own].clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,
@@ -173,6 +220,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         self._check_input_dim(x)
         if mask is None and self._masks:
             mask = self._masks[-1](self, x)
+        policy = self.statistics
+        if policy.in_parts:
+            return self._call_in_parts(policy, x, residual, activation, mask)
         # As attributes these cost a tenth of a small layer's call. They are not in the dictionaries where a
         # parametrization or pruning has put something else in their place.
         buffers, parameters = self._buffers, self._parameters
@@ -180,6 +230,43 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         running_var = buffers["running_var"] if "running_var" in buffers else self.running_var  # noqa: SIM401
         weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        counter = buffers["num_batches_tracked"] if "num_batches_tracked" in buffers else self.num_batches_tracked  # noqa: SIM401
+        return self._run(x, residual, activation, mask, policy, running_mean, running_var, counter, weight, bias)
+
+    def _call_in_parts(
+        self, policy: Policy, x: Tensor, residual: Tensor | None, activation: str | None, mask: Tensor | None
+    ) -> Tensor:
+        """Normalize each part of the batch with the tensors that serve it."""
+        results: list[Tensor] = []
+        order: list[int] = []
+        if mask is not None:
+            mask = functional.whole_mask(mask, x)
+        for samples, names, inner in policy.parts(x.shape[0]):
+            tensors = (getattr(self, names.get(own, own)) for own in _OWN)
+            if samples is None:
+                return self._run(x, residual, activation, mask, inner, *tensors)
+            index = torch.tensor(samples, device=x.device)
+            added, kept = (None if t is None else t[index] for t in (residual, mask))
+            results.append(self._run(x[index], added, activation, kept, inner, *tensors))
+            order += samples
+        if not results:
+            return torch.empty_like(x)  # no sample, and so no key
+        back = torch.tensor(order, device=x.device).argsort()
+        return torch.cat(results)[back]
+
+    def _run(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        activation: str | None,
+        mask: Tensor | None,
+        policy: Policy,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        counter: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
         training, tracks = self.training, self.track_running_stats
         stored = not training or tracks
         return functional.batch_norm(
@@ -194,9 +281,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             activation=activation,
             residual=residual,
             mask=mask,
-            statistics=self.statistics,
-            num_batches_tracked=self.num_batches_tracked if training and tracks else None,
-            num_batches_skipped=buffers.get("num_batches_skipped") if training and tracks else None,
+            statistics=policy,
+            num_batches_tracked=counter if training and tracks else None,
+            num_batches_skipped=self._buffers.get("num_batches_skipped") if training and tracks else None,
         )
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:

@@ -7,14 +7,15 @@ differs from the batch normalization of the paper; no layer, kernel or derivativ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics, Sums, values_per_channel
+from batchnorm.statistics import keys as keys_now
 from batchnorm.statistics.running import cumulative_factor, debiased_factor, momentum_of_half_life
 
 
@@ -42,6 +43,24 @@ class Ledger(Protocol):
         self, policy: Policy, running: Running, statistics: Statistics, momentum: float | Tensor | None, eps: float
     ) -> None:
         """Take down one forward."""
+
+
+class Part(NamedTuple):
+    """Samples of a batch that one set of running statistics serves.
+
+    Attributes
+    ----------
+    samples : sequence of int, or None
+        Which samples; None: all.
+    names : mapping of str to str
+        The names of the tensors that serve them, by the names of the layer's own; those left out are the layer's own.
+    policy : Policy
+        The policy among these samples.
+    """
+
+    samples: Sequence[int] | None
+    names: Mapping[str, str]
+    policy: Policy
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +91,8 @@ class Policy:
     merges: ClassVar[bool] = False
     #: Whether the weight of a batch is not simply the layer's momentum.
     counts: ClassVar[bool] = False
+    #: Whether a layer has several sets of running statistics, which serve parts of a batch.
+    in_parts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Find out which of the seams the policy uses."""
@@ -79,6 +100,7 @@ class Policy:
         cls.merges = cls.merge is not Policy.merge or cls.total is not Policy.total
         cls.splits = cls.merges or cls.correct is not Policy.correct
         cls.counts = cls.factor is not Policy.factor
+        cls.in_parts = cls.parts is not Policy.parts
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -91,6 +113,14 @@ class Policy:
         """Return the constructor's call, with the arguments that are not at their defaults."""
         given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(given)})"
+
+    def further(self) -> tuple[tuple[str, str], ...]:
+        """Return (name of the layer's own, name) of each tensor that a layer holds beyond its own."""
+        return ()
+
+    def parts(self, samples: int) -> tuple[Part, ...]:  # noqa: ARG002  # for those who divide them
+        """Return the parts of a batch of so many samples, each of which the layer normalizes by itself."""
+        return (Part(None, {}, self),)
 
     def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:
         """Return which values of ``x`` share statistics in training, or None to normalize with the running ones.
@@ -158,10 +188,6 @@ def _counted(factor: Callable[[Tensor], Tensor], batches: Tensor | None) -> Tens
     return factor(batches)
 
 
-#: The batch normalization of the paper.
-BATCH = Policy()
-
-
 @dataclass(frozen=True, repr=False)
 class Batch(Policy):
     """Normalize with the statistics of the whole batch, as in the paper; the default.
@@ -175,6 +201,10 @@ class Batch(Policy):
     ----------
     Ioffe and Szegedy 2015, :arxiv:`1502.03167`.
     """
+
+
+#: The policy of a layer that is given none.
+BATCH = Batch()
 
 
 @dataclass(frozen=True, repr=False)
@@ -467,3 +497,125 @@ class Renorm(Policy):
             for buffer, moved in ((running.mean, mean), (running.var, var)):
                 buffer.copy_(torch.where(usable, moved, buffer.to(wide)))
             return usable.sum()
+
+
+@dataclass(frozen=True, repr=False)
+class Keyed(Policy):
+    """Keep running statistics and a counter for each key, and normalize the samples of each key by themselves.
+
+    `batchnorm.key` says which key the samples have. Outputs, gradients and state are those of one layer per key, called
+    with its samples; a key without a sample in the batch is left alone.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Names of the keys. The first one has the layer's own buffers; the others have ``running_mean_<key>``,
+        ``running_var_<key>`` and ``num_batches_tracked_<key>``, which begin as copies of these.
+    affine : {'shared', 'per key'}, default='shared'
+        Whether each key also has ``weight`` and ``bias`` of its own: ``weight_<key>``, ``bias_<key>``.
+    each : Policy, default=Batch()
+        The policy among the samples of one key.
+
+    Raises
+    ------
+    ValueError
+        No key, two alike, or a name that cannot be part of a buffer's; an unknown ``affine``. When called: without a
+        key, with an unknown one, or with another number of keys than samples.
+    TypeError
+        ``each`` is no policy, or one with keys.
+
+    Notes
+    -----
+    A ``state_dict`` without the further tensors, such as that of torch's layer, loads: each key begins with its values.
+    With ``affine='per key'`` DistributedDataParallel needs ``find_unused_parameters=True`` where batches lack a key.
+
+    References
+    ----------
+    Chang et al. 2019, :arxiv:`1906.03950`. Xie et al. 2020, :arxiv:`1911.09665`. DERIVATION (168).
+
+    Examples
+    --------
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm1d(3, statistics=batchnorm.Keyed(("source", "target")))
+    >>> [name for name, _ in layer.named_buffers()][3:]
+    ['running_mean_target', 'running_var_target', 'num_batches_tracked_target']
+    >>> with batchnorm.key("target"):
+    ...     y = layer(torch.randn(8, 3))
+    >>> layer.num_batches_tracked, layer.num_batches_tracked_target
+    (tensor(0), tensor(1))
+    """
+
+    keys: tuple[str, ...]
+    affine: Literal["shared", "per key"] = "shared"
+    each: Policy = BATCH
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        names = () if isinstance(self.keys, str) else tuple(self.keys)
+        if (
+            not names
+            or len(set(names)) < len(names)
+            or not all(isinstance(k, str) and k and "." not in k for k in names)
+        ):
+            raise ValueError(
+                f"keys must be distinct names without dots, at least one; got {self.keys!r}. Try ('source', 'target')."
+            )
+        if self.affine not in ("shared", "per key"):
+            raise ValueError(f"affine must be 'shared' or 'per key'; got {self.affine!r}.")
+        if not isinstance(self.each, Policy) or self.each.in_parts:
+            raise TypeError(f"each must be a policy without keys; got {self.each!r}. Try batchnorm.Batch().")
+        object.__setattr__(self, "keys", names)  # a list would not be hashable
+        each = replace(self.each, ledger=self.ledger)
+        if self.on_single_value == "running":
+            each = replace(each, on_single_value="running")
+        if self.on_nonfinite == "keep":
+            each = replace(each, on_nonfinite="keep")
+        object.__setattr__(self, "each", each)
+
+    def _held(self) -> tuple[str, ...]:
+        tracked = ("running_mean", "running_var", "num_batches_tracked")
+        return tracked if self.affine == "shared" else (*tracked, "weight", "bias")
+
+    def further(self) -> tuple[tuple[str, str], ...]:
+        """Return the tensors of all keys but the first."""
+        return tuple((own, f"{own}_{key}") for key in self.keys[1:] for own in self._held())
+
+    def parts(self, samples: int) -> tuple[Part, ...]:
+        """Return the samples of each key in the batch."""
+        given = keys_now.current()
+        if given is None:
+            raise ValueError(
+                f"a layer with statistics per key must be called with a key; it has {list(self.keys)}. "
+                f"Try: with batchnorm.key({self.keys[0]!r}): ..."
+            )
+        if isinstance(given, str):
+            return (Part(None, self._names(self._index(given)), self.each),)
+        if len(given) != samples:
+            raise ValueError(
+                f"there must be a key for each of the {samples} samples; got {len(given)}. "
+                "Where the model merges dimensions, repeat the keys."
+            )
+        found: dict[int, list[int]] = {}
+        for sample, key in enumerate(given):
+            found.setdefault(self._index(key), []).append(sample)
+        if len(found) == 1:
+            return (Part(None, self._names(next(iter(found))), self.each),)
+        return tuple(Part(found[index], self._names(index), self.each) for index in sorted(found))
+
+    def _index(self, key: str | int) -> int:
+        if key in self.keys:
+            return self.keys.index(key)
+        if isinstance(key, int) and 0 <= key < len(self.keys):
+            return key
+        raise ValueError(f"unknown key {key!r}; the keys of this layer are {list(self.keys)}.")
+
+    def _names(self, index: int) -> dict[str, str]:
+        return {own: f"{own}_{self.keys[index]}" for own in self._held()} if index else {}
+
+    def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:  # noqa: ARG002  # as above
+        """Raise ValueError: only a layer can divide a batch."""
+        raise ValueError(
+            "statistics per key belong to a layer, which holds the buffers of all keys. "
+            "Try batchnorm.BatchNorm1d(C, statistics=batchnorm.Keyed(...))."
+        )

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from batchnorm.statistics.policies import BATCH, Frozen, Policy
+from batchnorm.statistics.policies import BATCH, Frozen, Keyed, Policy
 from batchnorm.tools import swap
 from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
 from batchnorm.tools.walk import normalizations, require_module, require_normalization
@@ -184,15 +184,22 @@ def _freeze(name: str, layer: Any, others: list[str], learned: tuple[str, ...]) 
     exchanged = not swap.is_ours(layer)
     if exchanged:
         swap.to_ours(layer)
-    layer.statistics = Thawable(former=None if exchanged else layer.statistics, learned=learned)
+    former = layer.statistics
+    kept = Thawable(former=None if exchanged else former, learned=learned)
+    layer.statistics = dataclasses.replace(former, each=kept) if isinstance(former, Keyed) else kept
     for parameter in learned:
         layer.get_parameter(parameter).requires_grad_(False)
     return row(name, others, "frozen", "exchanged for this package's layer" if exchanged else "")
 
 
 def _kept(layer: nn.Module) -> Thawable | None:
-    policy = getattr(layer, "statistics", None)
+    policy = _acting(layer)
     return policy if isinstance(policy, Thawable) else None
+
+
+def _acting(layer: nn.Module) -> object:
+    policy = getattr(layer, "statistics", None)
+    return policy.each if isinstance(policy, Keyed) else policy
 
 
 def _learning(layer: nn.Module) -> tuple[str, ...]:
@@ -201,7 +208,7 @@ def _learning(layer: nn.Module) -> tuple[str, ...]:
 
 def _refusal(layer: Any) -> str | None:
     if swap.is_ours(layer):
-        if isinstance(layer.statistics, Frozen):
+        if isinstance(_acting(layer), Frozen):
             return "it is frozen already"
     elif (reason := swap.refusal(layer)) is not None:
         return reason
@@ -211,8 +218,4 @@ def _refusal(layer: Any) -> str | None:
 
 
 def _moves(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, _NormBase)
-        and layer.track_running_stats
-        and not isinstance(getattr(layer, "statistics", None), Frozen)
-    )
+    return isinstance(layer, _NormBase) and layer.track_running_stats and not isinstance(_acting(layer), Frozen)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parameter import is_lazy
 
 from batchnorm.statistics import across
-from batchnorm.statistics.policies import Frozen
+from batchnorm.statistics.policies import Frozen, Keyed
 from batchnorm.statistics.population import Population
 from batchnorm.tools import preserve
 from batchnorm.tools.report import LEFT_ALONE, Report, row
@@ -284,6 +284,8 @@ def _refusal(layer: nn.Module, model: nn.Module) -> str:
         return "it keeps no running statistics"
     if isinstance(getattr(layer, "statistics", None), Frozen):
         return "it is frozen: its policy is Frozen()"
+    if isinstance(getattr(layer, "statistics", None), Keyed):
+        return "it keeps statistics per key, and batches are not told apart"
     if model.training and not layer.training:
         return "it is frozen: in eval mode, in a model in training mode"
     return ""
