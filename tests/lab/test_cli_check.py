@@ -36,7 +36,7 @@ def test_a_file_that_cannot_be_checked_ends_with_2(tmp_path, capsys):
         (["none.py"], "none.py is not there"),
         ([], "check needs at least one Python file"),
         ([str(LEARNERS / "adapter.py"), "--timeout", "0"], "time limit must be positive"),
-        (["--timeout", "soon"], "see batchnorm --help"),
+        (["--timeout", "soon"], "see batchnorm check --help"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(arguments, message, capsys):

@@ -68,10 +68,11 @@ def test_in_place_an_optimizer_goes_on() -> None:
     optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (model, other)]
     for step in range(4):
         if step == 2:
-            tensors = [*model.parameters(), *model.buffers()]
+            tensors = model.state_dict(keep_vars=True)
             modules = list(model.modules())
             assert batchnorm.convert(model, inplace=True) is model
-            assert all(a is b for a, b in zip(tensors, [*model.parameters(), *model.buffers()], strict=True))
+            after = model.state_dict(keep_vars=True)
+            assert all(a is b for a, b in zip(tensors.values(), after.values(), strict=True))
             assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
         for m, optimizer in zip((model, other), optimizers, strict=True):
             optimizer.zero_grad()

@@ -168,6 +168,10 @@ def test_what_must_not_fuse_is_swapped_and_computes_the_same(name: str) -> None:
         # Autograd refuses to go back through it, torch's layer or ours.
         with torch.no_grad():
             torch.testing.assert_close(converted(image()), model(image()))
+    elif name == "checkpointing":
+        # Torch's layer counts the recomputation as a batch, and ours does not (tests/test_transactions.py).
+        x = image().requires_grad_()
+        torch.testing.assert_close(converted(x), model(x))
     else:
         check(model, converted)
 

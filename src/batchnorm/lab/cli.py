@@ -242,8 +242,8 @@ def _one_line(box: str, command: str) -> str:
     """Take the message out of the box that tyro draws: what stands before its first rule."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│ ")
-        if not text.strip("─╰╯ "):
+        text = line.strip("│| ")
+        if not text.strip("─╰╯-+ "):
             break
         words.append(text)
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(words))

@@ -219,7 +219,7 @@ def recalibrate(
         replace(
             row(name, others, LEFT_ALONE if reasons[layer] else RECALIBRATED, reasons[layer]),
             count=measured[layer].count if layer in measured else 0,
-            uncertainty=measured[layer].uncertainty(_eps(layer)) if layer in measured and group is None else math.nan,
+            uncertainty=measured[layer].uncertainty(_eps(layer)) if layer in measured and group is None else None,
         )
         for name, layer, others in found
     ]

@@ -23,16 +23,16 @@ class Row:
         Why not more was done; empty where nothing is missing.
     count : int
         Values per channel that were measured; 0 if nothing was.
-    uncertainty : float
+    uncertainty : float or None
         Error of the layer's output, in deviations, that the 95 % confidence intervals of its measured statistics leave
-        in the worst channel; NaN if unknown.
+        in the worst channel; NaN if unknown, None if nothing was measured.
     """
 
     name: str
     what: str
     reason: str = ""
     count: int = 0
-    uncertainty: float = math.nan
+    uncertainty: float | None = None
 
 
 def row(name: str, others: list[str], what: str, reason: str = "") -> Row:
@@ -68,7 +68,7 @@ class Report:
         cells = [["name", "what", "reason"], *([row.name or "(the model)", row.what, row.reason] for row in self.rows)]
         if any(row.count for row in self.rows):
             for cell, row in zip(cells[1:], self.rows, strict=True):
-                known = row.count > 0 and not math.isnan(row.uncertainty)
+                known = row.count > 0 and row.uncertainty is not None and not math.isnan(row.uncertainty)
                 cell[2:2] = [str(row.count or ""), f"{row.uncertainty:.2g}" if known else ""]
             cells[0][2:2] = ["values", "uncertainty"]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

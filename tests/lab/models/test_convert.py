@@ -30,7 +30,8 @@ def _results(network, x):
     y = network.train()(x)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype))
     gradients = [parameter.grad for parameter in network.parameters()]
-    buffers = [buffer.clone() for buffer in network.buffers()]
+    state = network.state_dict()
+    buffers = [state[name].clone() for name, _ in network.named_buffers() if name in state]
     return [y.detach(), x.grad, *gradients, *buffers, network.eval()(x).detach()]
 
 
