@@ -32,7 +32,7 @@ LAB_ORDER = [
 ]
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
-    {"study", "compare", "progress", "run"},
+    {"study", "compare", "progress", "run", "bare_loop"},
     {"series"},
     {"numbers"},
     {"claims"},

@@ -27,6 +27,12 @@ TINY = {
     "optimizers": ["limit=60", "lr=0.001,0.01,0.1"],
     "whitening": ["channels=8,16", "limit=100"],
     "regularizers": ["steps=30"],
+    "normalization-size": ["data=digits", "train=64", "test=40", "steps=2", "batch=64", "sizes=2,32,64"],
+    "frozen-at-the-end": ["data=digits", "train=64", "test=40", "steps=5", "batch=32"],
+    "domain-statistics": ["data=digits", "train=64", "test=40", "steps=2", "batch=32"],
+    "large-rates": ["data=digits", "train=64", "test=40", "steps=2", "batch=32", "lr=0.01,0.1"],
+    "optimizer-basins": ["data=digits", "train=64", "seen=20", "steps=2", "points=3"],
+    "class-leakage": ["data=digits", "train=64", "test=40", "steps=2", "batch=40", "size=10"],
 }
 
 

@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.experiments.numbers import Numbers
 from batchnorm.lab.experiments.plan import Plan
 from batchnorm.lab.experiments.study import Study
-from batchnorm.lab.plots import Picture
+from batchnorm.lab.plots import SETTINGS, Picture
 from batchnorm.lab.rules import FAILS, HOLDS, INCONCLUSIVE, decide, interval_of_mean
 from batchnorm.lab.training.settings import nearest
 from batchnorm.lab.wording import Table
@@ -272,3 +274,37 @@ def _like(before: Any, word: str, name: str) -> Any:
     if isinstance(value, int | float) and not value > 0:
         raise LabError(f"{name} must be above 0; got {word}")
     return value
+
+
+def points(
+    name: str, title: str, caption: str, alt: str, label: str, values: Mapping[str, Mapping[str, Sequence[float]]]
+) -> Picture:
+    """Draw each repetition as a point and the mean as a line.
+
+    Parameters
+    ----------
+    name, title, caption, alt : str
+        Of the picture.
+    label : str
+        Of the vertical axis.
+    values : mapping of str to mapping of str to sequence of float
+        By line, then by place on the horizontal axis.
+
+    Returns
+    -------
+    Picture
+    """
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for index, (line, places) in enumerate(values.items()):
+            for place, each in enumerate(places.values()):
+                shown = [value for value in each if np.isfinite(value)]
+                axes.scatter([place] * len(shown), shown, s=14, color=COLORS[index], marker=MARKERS[index], alpha=0.5)
+            means = [statistics.fmean(each) for each in places.values()]
+            axes.plot(range(len(means)), means, label=line, **style(index))
+            axes.set_xticks(range(len(places)), list(places))
+        axes.set_ylabel(label)
+        if len(values) > 1:
+            axes.legend()
+    return Picture(name, title, caption, alt, figure)
