@@ -27,6 +27,7 @@ TINY = {
     "optimizers": ["limit=60", "lr=0.001,0.01,0.1"],
     "whitening": ["channels=8,16", "limit=100"],
     "regularizers": ["steps=30"],
+    "train-eval": ["steps=5", "shown=3"],
 }
 
 
