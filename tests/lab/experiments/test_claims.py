@@ -33,6 +33,7 @@ TINY = {
     "large-rates": ["data=digits", "train=64", "test=40", "steps=2", "batch=32", "lr=0.01,0.1"],
     "optimizer-basins": ["data=digits", "train=64", "seen=20", "steps=2", "points=3"],
     "class-leakage": ["data=digits", "train=64", "test=40", "steps=2", "batch=40", "size=10"],
+    "train-eval": ["steps=5", "shown=3"],
 }
 
 
