@@ -5,7 +5,7 @@
 Values do not matter to the time, so images are drawn and not read: the script needs no files. Training is in plain
 torch, float32, SGD: ResNet-20 on batches of 128 images of 32x32, ResNet-18 on batches of 16 of 224x224. The folder
 holds JPEGs of 500x375 pixels, as large as those of ImageNet are on average. Each number is the median of five repeats,
-with the smallest and the largest.
+with the smallest and the largest, beside the load average of the last minute.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 
 from batchnorm.lab.data import Augmentation, InMemory, Loader, load
+from batchnorm.lab.environment import load as load_average
 from batchnorm.lab.models import Normalization, build
 
 REPEATS = 5
@@ -87,17 +88,17 @@ def images(root: Path, n: int) -> None:
 
 
 def row(what: str, cores: int, found: list[float]) -> None:
-    """Print median, smallest and largest."""
+    """Print median, smallest and largest, and the load of the machine meanwhile."""
     numbers = " | ".join(f"{value:,.0f}" for value in (statistics.median(found), found[0], found[-1]))
-    print(f"| {what} | {cores} | {numbers} |", flush=True)
+    print(f"| {what} | {cores} | {numbers} | {load_average()} |", flush=True)
 
 
 def main() -> None:
     """Print the table."""
     cores = sorted(os.sched_getaffinity(0))
     print(f"torch {torch.__version__}, {len(cores)} cores\n")
-    print("| what | cores | examples per second | smallest | largest |")
-    print("|---|---:|---:|---:|---:|")
+    print("| what | cores | examples per second | smallest | largest | load |")
+    print("|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         images(Path(folder), 192)
         for threads in [int(argument) for argument in sys.argv[1:]] or [1, 2]:

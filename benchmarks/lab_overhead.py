@@ -34,7 +34,7 @@ from torch import nn
 import batchnorm
 from batchnorm.lab.bench.measure import Spread
 from batchnorm.lab.data import Loader
-from batchnorm.lab.environment import environment
+from batchnorm.lab.environment import environment, load
 from batchnorm.lab.training import TrainConfig
 from batchnorm.lab.training.building import make_subject
 from batchnorm.lab.training.run import Training
@@ -63,6 +63,7 @@ class Row:
     ratio_20: float
     ratio: float
     ratio_80: float
+    load: float | None
 
 
 def bare(config: TrainConfig) -> tuple[nn.Module, Iterator[None]]:
@@ -154,6 +155,7 @@ def main() -> int:
                 asked.threads, name, asked.data, asked.batch_size,
                 asked.steps, len(pairs), 1e3 * Spread.of([alone for alone, _ in pairs]).median,
                 1e3 * Spread.of([lab for _, lab in pairs]).median, ratio.p20, ratio.median, ratio.p80,
+                load(),
             )
         )  # fmt: skip
         print(

@@ -74,7 +74,7 @@ def steps_table(rows: Sequence[StepRow], asked: Callable[[StepRow, StepRow], tup
         share, memory = asked(ours, torch) if asked else ("", table.number(torch.peak_mb))
         cells = [ours.network, f"{ours.batch}x3x{ours.resolution}x{ours.resolution}", ours.layout, ours.dtype]
         cells += [ours.allocation, *(table.number(of[arm].median_s) for arm in ARMS), gone]
-        lines.append([*cells, *([share] if asked else []), table.number(ours.peak_mb), memory])
+        lines.append([*cells, *([share] if asked else []), table.number(ours.peak_mb), memory, table.number(ours.load)])
     columns = ["network", "images", "layout", "dtype", "allocation", "torch s", "batchnorm s", "limit s", "gone"]
-    columns += [*(["asked"] if asked else []), "peak MB", "torch's"]
+    columns += [*(["asked"] if asked else []), "peak MB", "torch's", "load"]
     return Table(f"One training step, {' and '.join(made_by)}", columns, lines, note="")

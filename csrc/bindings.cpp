@@ -335,36 +335,48 @@ double moved(double r, double s, double f) {
   return f < 0.5 ? r + f * (s - r) : s - (s - r) * (1 - f);
 }
 
+bool all_finite(const double* values, int64_t count) {
+  double zero = 0;  // a NaN or an infinity times 0 is NaN, and so is the sum
+  for (int64_t i = 0; i < count; ++i) zero += values[i] * 0;
+  return zero == 0;
+}
+
 // Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased, so
-// a group of fewer than two values is passed over. False where something must be copied first.
-bool update(nb::handle running_mean, nb::handle running_var, nb::handle statistics, double factor) {
+// a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Returns how many
+// groups have entered, or None where something must be copied first.
+nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle statistics, double factor,
+                  bool finite_only) {
   View running[2], of_groups[2], count;
   if (!batchnorm::view(field(statistics, 2).ptr(), count) || count.dtype != Dtype::kFloat64 ||
       !batchnorm::view(field(statistics, 0).ptr(), of_groups[0]) || of_groups[0].dimensions != 2)
-    return false;
+    return nb::none();
   const int64_t groups = of_groups[0].shape[0], channels = of_groups[0].shape[1];
-  if (!see_numbers(field(statistics, 2), groups, 1, count)) return false;
+  if (!see_numbers(field(statistics, 2), groups, 1, count)) return nb::none();
   const nb::handle objects[] = {running_mean, running_var};
   for (int i : {0, 1})
     if (!see_numbers(objects[i], 1, channels, running[i]) ||
         !see_numbers(field(statistics, i), groups, channels, of_groups[i]) || of_groups[i].dtype != Dtype::kFloat64)
-      return false;
+      return nb::none();
   const std::unique_ptr<double[]> values(new double[static_cast<size_t>(channels)]);
+  int64_t entered = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const double values_in_group = static_cast<const double*>(count.data)[g];
+    const double* found[2];
+    for (int i : {0, 1}) found[i] = static_cast<const double*>(of_groups[i].data) + g * channels;
     if (!(values_in_group >= 2)) continue;
+    if (finite_only && !(all_finite(found[0], channels) && all_finite(found[1], channels))) continue;
+    ++entered;
     for (int i : {0, 1}) {
-      const double* found = static_cast<const double*>(of_groups[i].data) + g * channels;
       const double unbiased = i == 0 ? 1 : values_in_group / (values_in_group - 1);
       settings.kernels->read(running[i].data, running[i].dtype, channels, values.get());
       for (int64_t c = 0; c < channels; ++c) {
         double& value = values[static_cast<size_t>(c)];
-        value = moved(value, unbiased * found[c], factor);
+        value = moved(value, unbiased * found[i][c], factor);
       }
       settings.kernels->write(values.get(), channels, running[i].data, running[i].dtype);
     }
   }
-  return true;
+  return nb::int_(entered);
 }
 
 // Whether plain tensors go together as functional.py asks of them.
@@ -466,6 +478,6 @@ NB_MODULE(_native, m) {
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("update", update,
         nb::sig("def update(running_mean: torch.Tensor, running_var: torch.Tensor, "
-                "statistics: batchnorm.kernels.interface.Statistics, factor: float) -> bool"),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg());
+                "statistics: batchnorm.kernels.interface.Statistics, factor: float, finite_only: bool) -> int | None"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

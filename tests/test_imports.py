@@ -23,21 +23,22 @@ LAB_ORDER = [
     {"data", "recording"},
     {"models"},
     {"wording", "training"},
-    {"plots", "terminal", "experiments"},
+    {"plots", "terminal"},
+    {"experiments"},
     {"page", "bench"},
-    {"report", "claims"},
-    {"train_command", "compare_command"},
+    {"report"},
+    {"train_command", "compare_command", "claims_command"},
     {"cli"},
 ]
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
-    {"compare", "progress", "run"},
+    {"study", "compare", "progress", "run"},
+    {"series"},
+    {"numbers"},
+    {"claims"},
 ]
 REPORT_ORDER = [
-    {"study"},
-    {"series", "units"},
-    {"numbers", "layers"},
-    {"wording"},
+    {"layers", "units", "wording"},
     {"charts"},
     {"figures"},
     {"page"},
@@ -78,7 +79,7 @@ PROBES_ORDER = [
     {"samples"},
     {"calls"},
     {"activations", "gradients", "running", "replay"},
-    {"shift", "landscape"},
+    {"input_shift", "shift", "landscape", "surface"},
     {"choose"},
 ]
 INNER_ORDERS = {
@@ -90,12 +91,12 @@ INNER_ORDERS = {
 }
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
-NO_TORCH_IN_EXPERIMENTS = {"compare", "plan", "progress", "takes"}
+NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "progress", "series", "study", "takes"}
 NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {
     *("PIL", "jinja2", "lightning_fabric", "matplotlib", "pooch", "rich"),
-    *("safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro"),
+    *("safetensors", "sklearn", "tensorboard", "tyro"),
 }
 TRAINING = {"data", "environment", "models", "training"}
 

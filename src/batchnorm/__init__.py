@@ -29,8 +29,11 @@ from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
 from batchnorm.tools import freeze as freeze
 from batchnorm.tools import masked as masked
+from batchnorm.tools import merge_statistics as merge_statistics
 from batchnorm.tools import recalibrate as recalibrate
 from batchnorm.tools import revert as revert
 from batchnorm.tools import unfreeze as unfreeze
+from batchnorm.tools.transactions import deferred as deferred
+from batchnorm.tools.transactions import hold_statistics as hold_statistics
 
 __version__ = "0.1.0.dev0"

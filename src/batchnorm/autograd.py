@@ -20,7 +20,7 @@ from torch import Tensor
 
 from batchnorm.kernels import composite, eager, registry, watched
 from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, statistics_dtype
-from batchnorm.statistics.policies import Policy
+from batchnorm.statistics.policies import Policy, Running
 
 # What torch.library enters to reach the kernel below autograd; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
@@ -45,8 +45,8 @@ _library.define(
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
 _library.define(
-    "remember(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked,"
-    " Tensor mean, Tensor var, Tensor count, float factor, SymInt batches) -> ()"
+    "remember(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked,"
+    " Tensor(d!)? num_batches_skipped, Tensor mean, Tensor var, Tensor count, float factor, bool finite_only) -> ()"
 )
 _ops = torch.ops.batchnorm
 
@@ -109,8 +109,11 @@ def _backward(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _remember(running_mean: Tensor | None, running_var: Tensor | None, counter: Tensor | None, *flat: Any) -> None:
-    remember(running_mean, running_var, counter, Statistics(*flat[:3]), flat[3], flat[4], direct=True)
+def _remember(
+    running_mean: Tensor, running_var: Tensor, tracked: Tensor | None, skipped: Tensor | None, *flat: Any
+) -> None:
+    running = Running(running_mean, running_var, tracked, skipped)
+    remember(running, Statistics(*flat[:3]), flat[3], flat[4], direct=True)
 
 
 # What each operator returns, for tracing.
@@ -433,28 +436,31 @@ def backward(
     return Gradients(dx, dresidual, dweight, dbias)
 
 
-def remember(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    counter: Tensor | None,
-    statistics: Statistics,
-    factor: float | Tensor,
-    batches: int | Tensor,
-    direct: bool,
-) -> None:
-    """Move running statistics towards those of each group and count the groups, in place; None is left out."""
-    tensors = isinstance(factor, Tensor) or isinstance(batches, Tensor)
-    mapped = counter is not None and watched.batched(counter)
-    if not (direct or tensors or mapped or torch.compiler.is_compiling()):
+def remember(running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool, direct: bool) -> None:
+    """Move running statistics towards those of each group, and count the groups that enter or are skipped, in place."""
+    running_mean, running_var, tracked, skipped = running
+    assert running_mean is not None
+    assert running_var is not None
+    plain_factor = not isinstance(factor, Tensor)
+    if not (direct or not plain_factor or watched.batched(running_mean) or torch.compiler.is_compiling()):
         # As one operator that declares what it changes: torch.func refuses in-place operations on what it captures.
-        _ops.remember(running_mean, running_var, counter, *statistics, factor, batches)
+        _ops.remember(*running, *statistics, factor, finite_only)
         return
-    if running_mean is not None and running_var is not None:
-        # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
-        kernels = registry.select(running_mean) if direct and not isinstance(factor, Tensor) else eager
-        kernels.update(running_mean, running_var, statistics, factor)
-    if counter is not None:
-        counter.add_(batches)
+    # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
+    kernels = registry.select(running_mean) if direct and plain_factor else eager
+    entered = kernels.update(running_mean, running_var, statistics, factor, finite_only)
+    count(tracked, skipped, entered, statistics)
+
+
+def count(tracked: Tensor | None, skipped: Tensor | None, entered: int | Tensor, statistics: Statistics) -> None:
+    """Count the groups that have entered, and those of two values or more that have not, in place."""
+    if tracked is not None:
+        tracked.add_(entered)
+    if skipped is not None:
+        if isinstance(entered, Tensor):
+            skipped.add_(statistics.usable(finite_only=False).sum() - entered)
+        elif entered != statistics.mean.shape[0]:
+            skipped.add_(int(statistics.usable(finite_only=False).sum()) - entered)
 
 
 # Registration.

@@ -14,7 +14,7 @@ from torch import Tensor
 from batchnorm import autograd
 from batchnorm.kernels import registry, watched
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Epilogue, Reduction, Statistics, values_per_channel
+from batchnorm.kernels.interface import Epilogue, Statistics, values_per_channel
 from batchnorm.statistics.policies import BATCH, Policy, Running
 
 
@@ -41,6 +41,7 @@ def batch_norm(
     mask: Tensor | None = None,
     statistics: Policy | None = None,
     num_batches_tracked: Tensor | None = None,
+    num_batches_skipped: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     r"""Normalize each channel of ``x`` over batch and space, scale, shift, add ``residual``, apply ``activation``.
@@ -77,6 +78,8 @@ def batch_norm(
         Which values share statistics, and what is remembered of them. None: those of the whole batch.
     num_batches_tracked : Tensor of int, shape (), default=None
         The counter of training batches; counted up in place when ``training``.
+    num_batches_skipped : Tensor of int, shape (), default=None
+        The counter of batches whose statistics were not finite, which therefore did not enter the running ones.
     out : Tensor of shape (N, C, *), default=None
         Write the result here instead of allocating: a tensor of the dtype and device of ``x``, which may be ``x`` or
         ``residual``. Not differentiable. In evaluation the native backend then takes no further memory.
@@ -137,49 +140,74 @@ def batch_norm(
         return y if out is None else out.copy_(y)
 
     momentum = _checked_momentum(momentum)
-    running = Running(running_mean, running_var, num_batches_tracked, eps)
+    running = Running(running_mean, running_var, num_batches_tracked, num_batches_skipped)
     if policy.splits:
         found = policy.merge(autograd.collect(x, reduction, direct))
-        y = autograd.normalize(x, found, reduction, policy.correct(found, running, epilogue), eps, policy, direct)
+        epilogue = policy.correct(found, running, epilogue, eps)
+        y = autograd.normalize(x, found, reduction, epilogue, eps, policy, direct)
     else:
         y, found = autograd.forward(x, reduction, epilogue, eps, direct)
-    _remember(policy, running, found, momentum, count == 0, reduction, direct)
+    if not watched.in_backward():  # else a checkpoint recomputes a forward that has been remembered
+        if count > 0:
+            remember(policy, running, found, momentum, eps, direct)
+        elif momentum is not None and num_batches_tracked is not None:
+            # As in torch an empty batch counts, except where the count weighs an average: it has nothing to add.
+            num_batches_tracked.add_(1)
     return y if out is None else out.copy_(y)
 
 
-def _remember(
+def remember(
     policy: Policy,
     running: Running,
     found: Statistics,
     momentum: float | Tensor | None,
-    empty: bool,
-    reduction: Reduction,
-    direct: bool,
+    eps: float,
+    direct: bool = False,
 ) -> None:
-    """Update running statistics and count batches: the only place that does."""
-    running_mean, running_var, counter, _ = running
-    if counter is None and running_mean is None:
+    """Update running statistics and count batches, in place: the only function that does.
+
+    Parameters
+    ----------
+    policy : Policy
+        It weighs the batches; where it has a ledger, that takes them down instead.
+    running : Running
+        The buffers.
+    found : Statistics
+        Of the batches, each a group, in order.
+    momentum : float, Tensor of shape (), or None
+        The layer's.
+    eps : float
+        The layer's.
+    direct : bool, default=False
+        Whether torch's dispatcher need not see it.
+
+    Raises
+    ------
+    ValueError
+        The weight of a batch depends on a counter that is None, or ``torch.func.vmap`` maps over the statistics and not
+        over the buffers.
+    """
+    if running.mean is None and running.tracked is None:
         return
-    if empty:
-        # As in torch an empty batch counts, except where the count weighs an average: it has no statistics to add.
-        if momentum is not None and counter is not None:
-            counter.add_(1)
+    if policy.ledger is not None:
+        policy.ledger.take(policy, running, found, momentum, eps)
         return
-    if not direct and running_mean is not None:
-        _check_not_mapped(found, running_mean)
-    assert found.count is not None
-    new: int | Tensor = found.mean.shape[0]
-    if reduction.mask is not None:  # a group without a valid value is no batch
-        new = torch.sum(found.count > 0)
-    factor: float | Tensor | None = momentum
+    finite_only = policy.on_nonfinite == "skip"
+    if running.mean is None:
+        autograd.count(running.tracked, running.skipped, found.usable(finite_only).sum(), found)
+        return
+    if not direct:
+        _check_not_mapped(found, running.mean)
+    factor = momentum
     if momentum is None or policy.counts:
-        valid = torch.ones_like(found.count) if reduction.mask is None else torch.gt(found.count, 0)
-        batches = None if counter is None else counter + valid.view(-1).cumsum(0)
-        factor = 0.0 if running_mean is None else policy.factor(momentum, batches)
+        usable = found.usable(finite_only)
+        factor = policy.factor(momentum, None if running.tracked is None else running.tracked + usable.cumsum(0))
     assert factor is not None
-    if running_mean is not None and policy.remember(running, found, factor):
-        running_mean = running_var = None
-    autograd.remember(running_mean, running_var, counter, found, factor, new, direct)
+    entered = policy.remember(running, found, factor, eps)
+    if entered is None:
+        autograd.remember(running, found, factor, finite_only, direct)
+    else:
+        autograd.count(running.tracked, running.skipped, entered, found)
 
 
 def _checked_momentum(momentum: float | Tensor | None) -> float | Tensor | None:

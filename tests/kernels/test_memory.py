@@ -18,7 +18,6 @@ import torch
 
 import batchnorm
 from batchnorm.kernels import native
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Statistics
 
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.zeros(1, 1)) is not None, reason=str(native.refusal(torch.zeros(1, 1)))
@@ -29,15 +28,17 @@ SIZES = [16 << 20, 9 << 20, (5 << 20) + 4096, 300 << 10, 70 << 10, (2 << 20) - 4
 
 
 @functools.cache
-def _input(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return x of so many bytes, and statistics to normalize it with."""
-    return torch.ones(size // 256, 64), torch.zeros(64).double(), torch.ones(64).double()
+def _input(size: int) -> torch.Tensor:
+    """Return x of so many bytes."""
+    return torch.ones(size // 256, 64)
+
+
+def _normalized(x: torch.Tensor) -> torch.Tensor:
+    return batchnorm.functional.batch_norm(x, torch.zeros(64), torch.ones(64), eps=0.0)
 
 
 def _output(size: int) -> torch.Tensor:
-    x, mean, var = _input(size)
-    y: torch.Tensor = native.normalize(x, Statistics(mean, var), None, Epilogue(), 0.0)
-    return y
+    return _normalized(_input(size))
 
 
 def test_no_two_living_tensors_share_memory() -> None:
@@ -158,6 +159,15 @@ def test_release_memory_gives_the_bytes_back_to_the_system(own_memory: int) -> N
     assert (_output(16 << 20).fill_(2) == 2).all()
 
 
+@pytest.mark.skipif(not LINUX, reason="asks for the machine's memory as Linux tells it")
+def test_the_default_limit_is_an_eighth_of_the_memory() -> None:
+    (limit,) = _run("test_memory.py", "limit")
+    groups = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    texts = [path.read_text().strip() for path in groups if path.is_file()]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert limit == min([machine, *(int(text) for text in texts if text.isdecimal())]) // 8
+
+
 @pytest.mark.parametrize("size", [16 << 20, 128 << 10])
 @pytest.mark.parametrize("limit", [0, 1, 5 << 20, 20 << 20, 1 << 30])
 def test_never_more_is_kept_than_the_limit(own_memory: int, size: int, limit: int) -> None:
@@ -194,11 +204,10 @@ REFUSED = re.escape("Trying to resize storage that is not resizable")
 
 
 def test_outputs_resize_only_without_kept_memory(own_memory: int) -> None:
-    x, mean, var = _input(1 << 20)
-    tiny = torch.ones(4, 64)
+    x, tiny = _input(1 << 20), torch.ones(4, 64)
 
     def outputs() -> list[torch.Tensor]:
-        return [native.normalize(t, Statistics(mean, var), None, Epilogue(), 0.0) for t in (x, tiny)]
+        return [_normalized(t) for t in (x, tiny)]
 
     for y in outputs():
         assert not y.untyped_storage().resizable()
@@ -217,17 +226,19 @@ def test_outputs_resize_only_without_kept_memory(own_memory: int) -> None:
         y.resize_(2 * y.shape[0], 64).fill_(2)
 
 
-def _flat(result: tuple[torch.Tensor, Statistics]) -> list[torch.Tensor]:
-    return [result[0], *result[1]]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_outputs_without_kept_memory_are_the_same(own_memory: int, dtype: torch.dtype) -> None:
     x = torch.randn(6, 70, 9, 11).to(dtype).to(memory_format=torch.channels_last)
-    expected = _flat(native.forward(x, WHOLE_BATCH, Epilogue(activation="relu"), 1e-5))
+    dy = torch.randn(x.shape).to(dtype)
+    x.requires_grad_()
+
+    def outputs() -> tuple[torch.Tensor, ...]:
+        y = batchnorm.functional.batch_norm(x, None, None, training=True, activation="relu")
+        return y, *torch.autograd.grad(y, x, dy)
+
+    expected = outputs()
     batchnorm.limit_kept_memory(0)
-    found = _flat(native.forward(x, WHOLE_BATCH, Epilogue(activation="relu"), 1e-5))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(outputs(), expected, strict=True):
         assert torch.equal(a, b)
         assert (a.dtype, a.stride()) == (b.dtype, b.stride())
 
@@ -242,4 +253,4 @@ def test_a_limit_that_is_none_is_refused() -> None:
 
 
 if __name__ == "__main__":
-    print(*[_faults_of_a_step() for _ in range(8)][3:])  # noqa: T201
+    print(*[batchnorm.memory().limit] if sys.argv[1:] else [_faults_of_a_step() for _ in range(8)][3:])  # noqa: T201

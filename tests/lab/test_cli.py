@@ -36,7 +36,14 @@ def run(*arguments, cwd):
         (["compare", "--lr", "fast"], "--lr"),
         (["compare", "--data", "imagenet"], "data must be one of"),
         (["compare", "--seeds", "0"], "seeds must be at least 1; got 0"),
-        (["frobnicate"], "frobnicate"),
+        (["frobnicate"], "'frobnicate' is no command of batchnorm; the commands are compare, train"),
+        (["trian"], "'trian' is no command of batchnorm; did you mean 'train'?"),
+        (["train", "--model", "resnet2O"], "got 'resnet2O'; did you mean 'resnet20'?"),
+        (["train", "--norm", "bach"], "got 'bach'; did you mean 'batch'?"),
+        (
+            ["compare", "--norm_momentm", "1"],
+            "--norm-momentm is no flag of batchnorm compare; did you mean '--norm-mom",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, message):
@@ -61,7 +68,8 @@ def test_version_and_help(tmp_path):
     assert run("--version", cwd=tmp_path).stdout == f"batchnorm {batchnorm.__version__}\n"
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "Exit codes: 0 done; 1" in done.stdout
+    assert "compare   Train the same network with and without batch normalization" in done.stdout
+    assert "  3         done and reported, but a run diverged" in done.stdout
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["models"], ["--version"]])

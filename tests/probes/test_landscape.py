@@ -65,6 +65,22 @@ def test_the_span_is_that_of_the_paper() -> None:
     assert any(np.isclose(STEPS, 1))
 
 
+def test_other_steps() -> None:
+    """Deep linear networks are looked at from 1/100 to 30 learning rates away; a quadratic is as smooth everywhere."""
+    model = Point([0.0, 2.0])
+    curvature = torch.diag(torch.tensor([100.0, 7.0], dtype=torch.float64))
+    steps = np.geomspace(0.01, 30, 9)
+    probe = Landscape(model, steps=steps.tolist())
+    found = probed(probe, model, lambda: model(curvature), torch.optim.SGD(model.parameters(), lr=0.01)).scalars
+    assert found["distance_low"] == pytest.approx(0.01 * 0.01 * 14)
+    assert found["distance_high"] == pytest.approx(30 * 0.01 * 14)
+    assert found["loss_high"] == pytest.approx(0.5 * 7 * (2 - 30 * 0.01 * 14) ** 2)
+    assert found["smoothness"] == pytest.approx(7, rel=1e-9)
+    for wrong in ((), (1.0, 0.0), (np.nan,), (np.inf,)):
+        with pytest.raises(ValueError, match="steps must be positive numbers of learning rates; got"):
+            Landscape(model, steps=wrong)
+
+
 def test_each_group_moves_by_its_own_learning_rate() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     with torch.no_grad():

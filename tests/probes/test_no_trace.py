@@ -113,7 +113,7 @@ def test_each_probe_leaves_everything_as_it_was(name: str, converted: bool) -> N
 
 def test_a_probe_that_measures_first_is_not_seen_by_the_others() -> None:
     readings = []
-    for names in (["shift", "landscape", *DEFAULT], DEFAULT):
+    for names in (["input_shift", "shift", "landscape", *DEFAULT], DEFAULT):
         torch.manual_seed(7)
         model = convnet()
         closure, updates = loss_of(model, *batch()), momentum(model)
@@ -128,7 +128,7 @@ def test_a_probe_that_measures_first_is_not_seen_by_the_others() -> None:
     assert all(reading.layers for reading in readings[0])
 
 
-@pytest.mark.parametrize("name", ["shift", "landscape"])
+@pytest.mark.parametrize("name", ["input_shift", "shift", "landscape"])
 def test_an_exception_in_the_middle_puts_everything_back(name: str) -> None:
     model = convnet()
     x, y = batch()
@@ -138,7 +138,7 @@ def test_an_exception_in_the_middle_puts_everything_back(name: str) -> None:
     def closure() -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == 3:
             raise KeyboardInterrupt
         return loss_of(model, x, y)()
 
@@ -207,14 +207,16 @@ def test_fused_paths_stay_fused_while_they_are_watched() -> None:
 def test_gradients_are_put_back_where_there_were_none() -> None:
     model = convnet()
     updates = momentum(model)
-    for name in ("shift", "landscape"):
+    for name in ("input_shift", "shift", "landscape"):
         PROBES[name](model).measure(Step(model, loss_of(model, *batch()), updates))
     assert all(p.grad is None for p in model.parameters())
     assert not updates.state
 
 
 def test_unknown_names_are_named() -> None:
-    with pytest.raises(ValueError, match=r"one of activations, gradients, running, shift, landscape; got icsl;"):
+    with pytest.raises(
+        ValueError, match="one of activations, gradients, running, input_shift, shift, landscape; got icsl"
+    ):
         make_probes(["running", "icsl"], nn.Linear(1, 1))
     assert [p.name for p in make_probes(["running", "running"], nn.Linear(1, 1))] == ["running"]
 

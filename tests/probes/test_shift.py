@@ -60,6 +60,36 @@ def test_two_linear_layers(scale: float) -> None:
         assert abs(np.linalg.norm(naive - g2) / found["1"]["shift"] - 1) > 0.05
 
 
+def test_a_deep_linear_network() -> None:
+    """G and G' of every layer from products of matrices, with the layers before it after their step."""
+    depth, lr = 7, 0.02
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5, bias=False) for _ in range(depth))).double()
+    for layer in model:
+        nn.init.normal_(layer.weight, std=0.5)
+    x, y = torch.randn(40, 5).double(), torch.randn(40, 5).double()
+    closure = lambda: 0.5 * (model(x) - y).square().sum() / 40  # noqa: E731
+    found = probed(Shift(model), model, closure, torch.optim.SGD(model.parameters(), lr=lr)).layers
+    weights = [layer.weight.detach().numpy() for layer in model]
+
+    def gradient(w: list[np.ndarray], i: int) -> np.ndarray:
+        into = np.linalg.multi_dot([np.eye(5), np.eye(5), *w[:i][::-1]])
+        out = np.linalg.multi_dot([np.eye(5), np.eye(5), *w[i + 1 :][::-1]])
+        residual = (out @ w[i] @ into) @ x.numpy().T - y.numpy().T
+        return out.T @ residual @ x.numpy() @ into.T / 40
+
+    before = [gradient(weights, i) for i in range(depth)]
+    moved = [w - lr * g for w, g in zip(weights, before, strict=True)]
+    for i in range(depth):
+        after = gradient(moved[:i] + weights[i:], i)
+        assert found[str(i)]["shift"] == pytest.approx(np.linalg.norm(after - before[i]), rel=1e-9, abs=1e-15)
+        cosine = (after * before[i]).sum() / np.linalg.norm(after) / np.linalg.norm(before[i])
+        assert found[str(i)]["cosine"] == pytest.approx(cosine, rel=1e-12)
+    all_moved = [np.linalg.norm(gradient(moved, i) - before[i]) for i in range(depth)]
+    assert all(abs(naive / found[str(i)]["shift"] - 1) > 0.01 for i, naive in enumerate(all_moved) if i)
+    assert found["0"]["shift"] == 0 < all_moved[0]
+
+
 def test_dropout_masks_are_the_same_before_and_after() -> None:
     """With a learning rate of 0 nothing moves, so nothing may shift; other masks would change every gradient."""
     model = convnet()

@@ -8,7 +8,7 @@ import batchnorm.reference
 FOLDER = Path(batchnorm.reference.__file__).parent
 #: By name they are in order: DERIVATION.md, DERIVATION_2_..., and so on.
 CHAPTERS = sorted(FOLDER.glob("DERIVATION*.md"), key=lambda path: path.stem)
-EQUATIONS = range(1, 187)
+EQUATIONS = range(1, 189)
 
 
 def equations(path):

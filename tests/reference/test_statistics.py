@@ -12,8 +12,10 @@ from batchnorm.reference.statistics import (
     Statistics,
     averaging_factor,
     batch_statistics,
+    blend,
     exact_population,
     from_rows,
+    half_widths,
     merge,
     naive_var,
     population_statistics,
@@ -194,6 +196,36 @@ def test_exact_population_of_an_uneven_split_equals_the_whole(cuts, offset):
     parts = np.split(x, cuts)
     assert_statistics_equal(exact_population(parts), batch_statistics(x))
     assert_statistics_equal(exact_population(parts[::-1]), batch_statistics(x))
+
+
+def test_half_widths_of_equal_batches_are_the_standard_error_of_a_mean():  # (187), (188)
+    x = np.random.default_rng(8).normal(2.0, 1.0, (12, 5, 3))
+    of_mean, of_var = half_widths(list(x[:, :, :, None]), quantile=2.2)
+    means = x.mean(1)
+    np.testing.assert_allclose(of_mean, 2.2 * means.std(0, ddof=1) / np.sqrt(12))
+    squares = ((x - x.mean((0, 1))) ** 2).mean(1)
+    np.testing.assert_allclose(of_var, 2.2 * squares.std(0, ddof=1) / np.sqrt(12))
+    with pytest.raises(ValueError, match="at least two batches"):
+        half_widths([x[0]], quantile=2.2)
+
+
+def test_half_widths_weigh_batches_by_their_counts():  # (187)
+    rng = np.random.default_rng(9)
+    parts = [rng.normal(rng.normal(), 1.0, (n, 1)) for n in (40, 2, 7, 30, 3)]
+    of_mean, _ = half_widths(parts, quantile=1.0)
+    shares = np.array([len(p) for p in parts]) / sum(map(len, parts))
+    apart = np.array([p.mean() for p in parts]) - np.concatenate(parts).mean()
+    np.testing.assert_allclose(of_mean, np.sqrt(5 / 4 * (shares**2 * apart**2).sum()))
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.25, 0.8, 1.0])
+def test_a_blend_is_the_population_of_that_mixture(prior):  # (50)
+    a, b = np.random.default_rng(10).normal(0.0, 1.0, (2, 40, 3)) * [[[1.0]], [[3.0]]] + [[[5.0]], [[0.0]]]
+    weights = np.repeat([prior / 40, (1 - prior) / 40], 40)[:, None]
+    values = np.concatenate([a, b])
+    mean, var = blend(batch_statistics(a), batch_statistics(b), prior)
+    np.testing.assert_allclose(mean, (weights * values).sum(0))
+    np.testing.assert_allclose(var, (weights * (values - (weights * values).sum(0)) ** 2).sum(0))
 
 
 def test_law_of_total_variance():  # (50)

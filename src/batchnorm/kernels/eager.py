@@ -113,16 +113,18 @@ def backward(
     )
 
 
-def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
-    """Move running statistics towards those of each group in turn, in place, rounding once per group."""
-    assert statistics.count is not None
+def update(
+    running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
+) -> Tensor:
+    """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
     with torch.no_grad():
-        groups = zip(statistics.mean, statistics.unbiased_var, statistics.count, strict=True)
-        for group, (mean, var, count) in enumerate(groups):
+        usable = statistics.usable(finite_only)
+        for group, (mean, var) in enumerate(zip(statistics.mean, statistics.unbiased_var, strict=True)):
             weight = factor[group] if isinstance(factor, Tensor) and factor.dim() == 1 else factor
             for running, value in ((running_mean, mean), (running_var, var)):
                 moved = torch.lerp(running.to(value.dtype), value, weight)
-                running.copy_(torch.where(count > 1, moved, running.to(value.dtype)))
+                running.copy_(torch.where(usable[group], moved, running.to(value.dtype)))
+        return usable.sum()
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.

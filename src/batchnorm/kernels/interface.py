@@ -60,6 +60,18 @@ class Statistics(NamedTuple):
         count: Tensor = self.count  # type: ignore[assignment]  # of a batch: there is one
         return self.var * (count / (count - 1))
 
+    def usable(self, finite_only: bool) -> Tensor:
+        """Return which groups may enter running statistics: of two values or more and, if so asked, finite ones.
+
+        Returns
+        -------
+        Tensor of shape (G,), bool
+        """
+        several = torch.gt(self.count, 1).view(-1)  # type: ignore[arg-type]  # of a batch: there is one
+        if not finite_only:
+            return several
+        return several & self.mean.isfinite().all(1) & self.var.isfinite().all(1)
+
 
 class Epilogue(NamedTuple):
     """What follows the normalization.
@@ -178,11 +190,18 @@ class Kernels(Protocol):
     ) -> Gradients:
         """Return the gradients of all inputs."""
 
-    def update(self, running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
-        """Move running statistics towards those of each group in turn, in place, rounding once per group.
+    def update(
+        self,
+        running_mean: Tensor,
+        running_var: Tensor,
+        statistics: Statistics,
+        factor: float | Tensor,
+        finite_only: bool,
+    ) -> int | Tensor:
+        """Move running statistics towards those of each group in turn, in place; return how many groups entered.
 
-        ``factor`` is the weight of a group: one for all, or a tensor of shape (G,). The variance enters unbiased. A
-        group with fewer than two values leaves them alone.
+        Buffers are rounded once per group. ``factor`` is the weight of a group: one for all, or a tensor of shape (G,).
+        The variance enters unbiased. A group that is not `Statistics.usable` leaves the buffers alone.
         """
 
 

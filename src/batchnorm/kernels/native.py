@@ -216,16 +216,19 @@ def backward(
     return Gradients(*done)
 
 
-def update(running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor) -> None:
-    """Move running statistics towards those of each group in turn, in place, rounding once per group."""
-    if _native.update(running_mean, running_var, statistics, float(factor)):
-        return
-    mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
-    copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
-    done = _native.update(mean, var, copies, float(factor))
-    assert done
-    running_mean.detach().copy_(mean)
-    running_var.detach().copy_(var)
+def update(
+    running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
+) -> int:
+    """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
+    entered = _native.update(running_mean, running_var, statistics, float(factor), finite_only)
+    if entered is None:
+        mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
+        copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
+        entered = _native.update(mean, var, copies, float(factor), finite_only)
+        assert entered is not None
+        running_mean.detach().copy_(mean)
+        running_var.detach().copy_(var)
+    return entered
 
 
 def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:

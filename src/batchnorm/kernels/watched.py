@@ -14,6 +14,7 @@ _compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001  # none of these has a public name
 _transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
+_graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _jit_tracing = torch._C._is_tracing  # noqa: SLF001
 _graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _unwrapped = torch._C._functorch.get_unwrapped  # noqa: SLF001

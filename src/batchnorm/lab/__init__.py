@@ -1,6 +1,6 @@
-"""The lab: trains the same network with and without batch normalization, and shows the difference.
+"""The lab: experiments on networks with and without batch normalization.
 
-The run directory divides it. On one side ``data``, ``models``, ``probes`` and ``training`` train and record; on the
-other ``recording``, ``plots`` and ``report`` read files only, on any machine, without torch. ``compare``, ``claims``
-and ``bench`` are rooms of their own, each for one command.
+A directory divides it. On one side ``data``, ``models``, ``probes``, ``training`` and ``experiments.run`` train and
+record; on the other ``recording``, ``rules``, ``plots``, the rest of ``experiments`` and ``report`` read files only, on
+any machine, without torch. ``bench`` is a room of its own.
 """

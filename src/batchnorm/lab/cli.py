@@ -8,20 +8,21 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 import batchnorm
 from batchnorm.lab.bench.config import BenchConfig
-from batchnorm.lab.claims.config import ClaimsConfig, RunClaims
+from batchnorm.lab.claims_command import ClaimsConfig
+from batchnorm.lab.claims_command import run as run_claims
 from batchnorm.lab.compare_command import run as run_compare
-from batchnorm.lab.errors import LabError
+from batchnorm.lab.errors import LabError, meant
 from batchnorm.lab.experiments.compare import CompareCommand
-from batchnorm.lab.train_command import TrainCommand, first_to_say
+from batchnorm.lab.train_command import TrainCommand, check_flags, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
 
@@ -29,26 +30,21 @@ DONE, WRONG, BAD_INPUT, DIVERGED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 14
 
 BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file or another program
 
-DESCRIPTION = """Batch normalization for PyTorch: experiments that show what it does, and a check of your own code.
-
-`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version. Exit codes: 0 done; 1 something
-is wrong: check found a mistake, bench a wrong answer (and prints no number), or a claim does not hold everywhere; 2 bad
-input, said in one line; 3 done and reported, but a trial diverged; 130 interrupted by Ctrl-C, and the report of compare
-made from what was recorded."""
-
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Make the tables, the figures and the page of runs, from the files in their directories.
+    """Make the page, the tables and the figures of a directory, or of several runs of train.
 
-    Of one run of train, compare or claims; or of several of train: those that differ in the seed alone become one curve
-    with a band, and the others are compared.
+    A directory of train, compare or claims; or several runs of train: those that differ only in the seed are averaged
+    (with a band), others are compared.
+
+    Example: batchnorm report runs/train-* --out comparison
     """
 
     directories: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, finished or not."""
+    """Directories, finished or not."""
     out: Path | None = None
-    """Where the page of runs of train goes. None: into the run directory, and of several into a new one under runs."""
+    """Directory of the page. None: the directory itself, and for several a new one under runs."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +64,6 @@ class CheckConfig:
 @dataclass(frozen=True)
 class ModelsConfig:
     """List the networks and the normalizations that train knows by name."""
-
-
-Config = ModelsConfig | CompareCommand | TrainCommand | ReportConfig | CheckConfig | BenchConfig | ClaimsConfig
-Command = (
-    Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[ModelsConfig, tyro.conf.subcommand("models")]
-    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
-    | Annotated[CheckConfig, tyro.conf.subcommand("check")]
-    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-    | Annotated[ClaimsConfig, tyro.conf.subcommand("claims")]
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,25 +93,12 @@ def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         _say(f"batchnorm {batchnorm.__version__}")
         return DONE
+    if not arguments or arguments[0] in {"--help", "-h"}:
+        _say(_help())
+        return DONE
     try:
-        command = _parse(arguments or ["--help"])
-        if command is None:
-            return DONE
-        match command:
-            case TrainCommand():
-                return run_train(command)
-            case ModelsConfig():
-                return _models()
-            case ReportConfig():
-                return _report(command)
-            case CheckConfig():
-                return _check(command)
-            case BenchConfig():
-                return _bench(command)
-            case ClaimsConfig():
-                return _claims(command)
-            case _:
-                return run_compare(command)
+        parsed = _parse(arguments)
+        return DONE if parsed is None else COMMANDS[arguments[0]].run(parsed)
     except LabError as error:
         sentence = " ".join(str(error).split())
         if first_to_say(sentence):
@@ -139,21 +110,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def _report(config: ReportConfig) -> int:
-    from batchnorm.lab.claims.run import make_page
-    from batchnorm.lab.recording import kind_of
     from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console
 
-    to = console()
-    if len(config.directories) == 1 and config.out is None and kind_of(config.directories[0]) == "claim":
-        outcome = make_page(config.directories[0])
-        outcome.show(to)
-        page = outcome.page
-    else:
-        report = make_report(config.directories, config.out)
-        report.show(to)
-        page = report.page
-    _say(f"\nreport: {page}")
+    report = make_report(config.directories, config.out)
+    report.show(console())
+    _say(f"\nreport: {report.page}")
     return DONE
 
 
@@ -180,7 +142,7 @@ def _bench(config: BenchConfig) -> int:
     return DONE
 
 
-def _models() -> int:
+def _models(_: ModelsConfig) -> int:
     from batchnorm.lab.models import NORMS, describe
 
     _say(describe())
@@ -203,51 +165,60 @@ def _check(config: CheckConfig) -> int:
     return DONE if all(report.ok for report in reports) else WRONG
 
 
-def _claims(config: ClaimsConfig) -> int:
-    return _run_claims(config.action) if isinstance(config.action, RunClaims) else _list_claims()
+@dataclass(frozen=True)
+class Command:
+    """One command: its flags, as a dataclass, and the function that runs it and returns the exit code."""
+
+    config: type
+    run: Callable[[Any], int]
 
 
-def _list_claims() -> int:
-    from batchnorm.lab.claims.registry import CLAIMS
-
-    for claim in CLAIMS.values():
-        _say(f"{claim.name}\n    {claim.sentence}\n    decided by: {claim.rule}\n    from: {claim.source}")
-    return DONE
-
-
-def _run_claims(config: RunClaims) -> int:
-    from batchnorm.lab.claims.findings import HOLDS
-    from batchnorm.lab.claims.run import directories, prepare, record
-    from batchnorm.lab.terminal import console, counting_bar
-
-    out, statuses = console(), {}
-    prepared = [prepare(name, config, path) for name, path in directories(config).items()]
-    for run in prepared:
-        out.print(f"claim {run.claim.name}, into {run.path}", soft_wrap=True)
-        with counting_bar(out, run.total) as advance:
-            outcome = record(run, advance)
-        outcome.show(out)
-        _say(f"\nreport: {outcome.page}\n")
-        statuses[run.claim.name] = outcome.findings.status
-    if len(statuses) > 1:
-        _say("\n".join(f"{name}: {status}" for name, status in statuses.items()))
-    return DONE if set(statuses.values()) == {HOLDS} else WRONG
+#: In the order of the help.
+COMMANDS = {
+    "compare": Command(CompareCommand, run_compare),
+    "train": Command(TrainCommand, run_train),
+    "claims": Command(ClaimsConfig, run_claims),
+    "report": Command(ReportConfig, _report),
+    "models": Command(ModelsConfig, _models),
+    "check": Command(CheckConfig, _check),
+    "bench": Command(BenchConfig, _bench),
+}
+EXIT_CODES = {
+    DONE: "done",
+    WRONG: "a mistake was found, a benchmark gave a wrong answer, or a claim does not hold or is inconclusive",
+    BAD_INPUT: "bad input, said in one line",
+    DIVERGED: "done and reported, but a run diverged",
+    INTERRUPTED: "interrupted by Ctrl-C; records are kept",
+    PIPE_CLOSED: "the reader of the output is gone",
+}
 
 
-def _parse(arguments: list[str]) -> Config | None:
+def _help() -> str:
+    lines = [
+        "usage: batchnorm COMMAND [--help] ...",
+        "",
+        "Batch normalization for PyTorch: experiments that show what it does, and a checker for your own code.",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<9} {(command.config.__doc__ or '').splitlines()[0]}")
+    lines += ["", "`batchnorm COMMAND --help` explains a command, `batchnorm --version` prints the version.", "",
+              "Exit codes:", *(f"  {code:<9} {words}" for code, words in EXIT_CODES.items())]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _parse(arguments: list[str]) -> Any:
     """Parse the arguments; None when help was asked for and given. A complaint is raised as one line."""
-    if arguments[0] == "train":  # its defaults may come from a file that the arguments name
-        return _tyro_train(arguments[1:])
-    command: Config | None = _tyro(Command, arguments, prog="batchnorm", description=DESCRIPTION)
-    return command
-
-
-def _tyro_train(arguments: list[str]) -> TrainCommand | None:
-    def parser(command: type[TrainCommand], given: list[str], default: TrainCommand) -> TrainCommand | None:
-        parsed: TrainCommand | None = _tyro(command, given, prog="batchnorm train", default=default)
-        return parsed
-
-    return parse_train(arguments, parser)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        hint = meant(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        raise LabError(f"{name!r} is no command of batchnorm{hint}")
+    command = f"batchnorm {name}"
+    if name == "train":  # its defaults may come from a file that the arguments name
+        return parse_train(rest, lambda config, given, default: _tyro(config, given, prog=command, default=default))
+    if name == "compare":
+        check_flags(rest, CompareCommand, command)
+    return _tyro(COMMANDS[name].config, rest, prog=command)
 
 
 def _tyro(what: Any, arguments: list[str], **settings: Any) -> Any:

@@ -46,7 +46,8 @@ def run(command: CompareCommand) -> int:
         path = command.out or _new_directory(plan)
         if not (path / "plan.json").is_file():
             check_plan(plan)
-        store(plan, path, command=asked_command("compare", command), environment=environment(command.threads))
+        head = {"command": asked_command("compare", command)}
+        store(plan, path, head=head, environment=environment(command.threads))
     waiting = len(missing(plan, path))
     out = console()
     axes = " x ".join(f"{len(values)} {axis.replace('_', ' ')}" for axis, values in plan.axes.items())
@@ -59,6 +60,7 @@ def run(command: CompareCommand) -> int:
     if not finished:
         sys.stderr.write(f"batchnorm: interrupted; go on with batchnorm compare --resume {path}\n")
         return INTERRUPTED
+    assert report.numbers is not None
     lost = [arm for arm in report.numbers.arms for run in arm.runs if run.status == "diverged"]
     if lost:
         names = ", ".join(dict.fromkeys(arm.name for arm in lost))

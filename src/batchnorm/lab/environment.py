@@ -1,4 +1,4 @@
-"""Where a run was made: machine and versions, recorded with every run."""
+"""Where a run was made: machine, what else the machine did, and versions; recorded with every run."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from batchnorm import __version__
 
 
 def environment(threads: int | None = None) -> dict[str, object]:
-    """Describe this machine and the versions of what computes.
+    """Describe this machine at this moment, and the versions of what computes.
 
     Parameters
     ----------
@@ -24,9 +24,11 @@ def environment(threads: int | None = None) -> dict[str, object]:
     Returns
     -------
     dict
-        Values that JSON can hold. ``commit`` is None when the package does not run from its own git checkout, and ends
-        in ``-dirty`` when the checkout has changes. ``load`` is the number of busy processes of the last minute.
+        Values that JSON can hold; None where the system does not say. ``load`` counts the busy processes of the last
+        minute, ``running_processes`` all of the machine or container. ``commit`` is None when the package does not run
+        from its own git checkout, and ends in ``-dirty`` when the checkout has changes.
     """
+    free = memory()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "batchnorm": __version__,
@@ -38,8 +40,22 @@ def environment(threads: int | None = None) -> dict[str, object]:
         "processor": _processor(),
         "cores": cores(),
         "threads": threads or torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "memory_gb": _giga(free.total),
+        "memory_available_gb": _giga(free.available),
+        "load": load(),
+        "running_processes": running_processes(),
     }
+
+
+def load() -> float | None:
+    """Return how many processes ran or wanted to in the last minute, on average. None where unknown."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def running_processes(root: Path = Path("/")) -> int | None:
+    """Count the processes that ``root``/proc lists. None where there is none."""
+    found = sum(folder.name.isdecimal() for folder in (root / "proc").glob("[0-9]*"))
+    return found or None
 
 
 class Memory(NamedTuple):
@@ -67,6 +83,10 @@ def memory(root: Path = Path("/")) -> Memory:
         total = min(filter(None, (total, limit)))
         available = max(0, min(a for a in (available, limit - used) if a is not None))
     return Memory(total, available)
+
+
+def _giga(size: int | None) -> float | None:
+    return None if size is None else round(size / 1e9, 2)
 
 
 def _numbers(file: Path) -> dict[str, int]:

@@ -119,12 +119,3 @@ def script(data: Any) -> Script:
     # Inside a script element only "<" could end it early; JSON may write it as an escape.
     carried = json.dumps(jsonable(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return Script(Markup(code), f"; script-src 'sha256-{digest}'", Markup(carried))  # noqa: S704  # ours, and escaped
-
-
-def text(value: Any) -> str:
-    """Write a value of a config as words: lists with spaces, numbers short, a dash for None."""
-    if isinstance(value, list | tuple):
-        return " ".join(text(item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

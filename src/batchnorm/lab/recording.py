@@ -251,6 +251,15 @@ class TrainRun:
 def kind_of(path: Path) -> str:
     """Return the kind of a directory: "train", "plan" or "claim", as its config.json says.
 
+    Parameters
+    ----------
+    path : Path
+        The directory.
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     OutputError

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special  # type: ignore[import-untyped]  # comes with scikit-learn
 
 Floats = NDArray[np.float64]
 
@@ -329,3 +330,64 @@ def settled_step(norm_momentum: float) -> int:
 
 def _edge(value: float, values: Sequence[float]) -> bool:
     return len(values) > 1 and value in {values[0], values[-1]}
+
+
+HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
+#: Fewer repetitions decide nothing.
+LEAST_REPETITIONS = 3
+CONFIDENCE = 0.95
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of the mean at 95 % confidence, by Student's distribution; NaN for fewer than two values.
+
+    Parameters
+    ----------
+    values : sequence of float
+        Independent repetitions; NaN is left out.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; NaN where a value is infinite.
+    """
+    values = [value for value in values if not math.isnan(value)]
+    n = len(values)
+    if n < 2 or not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    reach = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+    return mean - reach, mean + reach
+
+
+def decide(values: Sequence[float], bound: float, *, above: bool) -> str:
+    """Return the verdict on a check: whether the mean keeps the bound.
+
+    It holds when the whole 95 % interval of the mean is beyond the bound, does not hold when none of it is, and is
+    inconclusive otherwise, and from fewer than three repetitions. NaN is a repetition that says nothing, and left out;
+    an infinite value keeps no bound.
+
+    Parameters
+    ----------
+    values : sequence of float
+        Independent repetitions.
+    bound : float
+        What they must keep.
+    above : bool
+        Above it, or below.
+
+    Returns
+    -------
+    {'holds', 'does not hold', 'inconclusive'}
+    """
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < LEAST_REPETITIONS:
+        return INCONCLUSIVE
+    if not all(map(math.isfinite, values)):
+        return FAILS
+    low, high = interval_of_mean(values)
+    if low == high == bound:
+        return FAILS
+    if above:
+        return HOLDS if low > bound else FAILS if high <= bound else INCONCLUSIVE
+    return HOLDS if high < bound else FAILS if low >= bound else INCONCLUSIVE

@@ -31,6 +31,8 @@ class TrainCommand(TrainConfig):
     that is None takes the value that suits the model and the data, and the run directory says which. The guide,
     docs/guides/training.md, has a section for each group of settings. With torchrun in front, the same command trains
     on several processes and machines.
+
+    Example: batchnorm train --data cifar10 --model resnet20 --epochs 30
     """
 
     config: Path | None = None
@@ -83,21 +85,36 @@ def parse(arguments: list[str], parser: Callable[..., Any]) -> TrainCommand:
         base = read_toml(named.config)
     elif named.resume:
         base = from_mapping(read_config(named.resume)["config"], str(named.resume / "config.json"))
-    _check_flags(arguments)
+    check_flags(arguments, TrainCommand, "batchnorm train")
     base = with_length(base, epochs=named.epochs is not None, steps=named.steps is not None)
     default = TrainCommand(**{field.name: getattr(base, field.name) for field in fields(TrainConfig)})
     command: TrainCommand = parser(TrainCommand, arguments, default)
     return command
 
 
-def _check_flags(arguments: list[str]) -> None:
-    """Refuse an unknown flag with the one that was probably meant; tyro knows no other trainer's names."""
-    flags = {field.name.replace("_", "-") for field in fields(TrainCommand)}
-    switches = {f"no-{field.name.replace('_', '-')}" for field in fields(TrainCommand) if field.type is bool}
+def check_flags(arguments: list[str], config: type[TrainConfig], command: str) -> None:
+    """Refuse an unknown flag with the one that was probably meant; tyro does not know other trainers' names.
+
+    Parameters
+    ----------
+    arguments : list of str
+        After the name of the command.
+    config : type
+        Dataclass of its flags.
+    command : str
+        Its name, for the message.
+
+    Raises
+    ------
+    LabError
+        A flag is unknown.
+    """
+    flags = {field.name.replace("_", "-") for field in fields(config)}
+    switches = {f"no-{field.name.replace('_', '-')}" for field in fields(config) if field.type is bool}
     for word in arguments:
         flag = word.partition("=")[0].removeprefix("--").replace("_", "-")
         if word.startswith("--") and flag not in flags | switches | {"help"}:
-            raise LabError(f"--{flag} is no flag of batchnorm train; {nearest(flag, flags, '--')}")
+            raise LabError(f"--{flag} is no flag of {command}; {nearest(flag, flags, '--')}")
 
 
 def first_to_say(sentence: str) -> bool:

@@ -1,6 +1,7 @@
 """How the lab writes numbers, and what an answer is made of: the terminal and the pages print the same."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,12 @@ def duration(seconds: float | None) -> str:
 def plural(number: int, noun: str) -> str:
     """Write "1 seed", "3 seeds"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def text(value: Any) -> str:
+    """Write a value of a config as words: lists with spaces, numbers short, a dash for None."""
+    if isinstance(value, list | tuple):
+        return " ".join(text(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items())
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

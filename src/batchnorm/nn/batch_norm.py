@@ -30,6 +30,13 @@ Observer = Callable[[nn.Module, Tensor, Tensor | None, str | None], None]
 MaskSource = Callable[[nn.Module, Tensor], Tensor | None]
 
 
+def add_buffers(layer: nn.Module) -> None:
+    """Give a layer that keeps running statistics the buffer that torch's layer lacks; it is in no state_dict."""
+    tracked: Any = layer.num_batches_tracked
+    device = None if tracked is None else tracked.device
+    layer.register_buffer("num_batches_skipped", torch.zeros((), dtype=torch.long, device=device), persistent=False)
+
+
 class _Attached(tuple[Any, ...]):
     """What is attached to one layer for the time of a block. Copies and pickles of the layer have nothing."""
 
@@ -60,6 +67,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
 
     activation: str | None = EXTRAS["activation"]
     statistics: Policy = EXTRAS["statistics"]
+    num_batches_skipped: Tensor | None
     _observers: _Attached = _NOTHING
     _masks: _Attached = _NOTHING
     _accepted: dict[int, str]  # rank -> shape, in words
@@ -88,6 +96,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
         self.activation = activation
         self.statistics = BATCH if statistics is None else statistics
+        if track_running_stats:
+            add_buffers(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; with a policy, add and remove the tensors that it holds beyond the layer's own."""
@@ -273,6 +283,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001  # so that to
             mask=mask,
             statistics=policy,
             num_batches_tracked=counter if training and tracks else None,
+            num_batches_skipped=self._buffers.get("num_batches_skipped") if training and tracks else None,
         )
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from batchnorm.kernels import registry
+from batchnorm.kernels import registry, watched
 from batchnorm.kernels.interface import WHOLE_BATCH, Statistics
 from batchnorm.tools import blocks, preserve, swap
 
@@ -116,8 +116,8 @@ class Calls:
             yield
 
     def _of_the_step(self) -> bool:
-        # Inside a backward pass a forward is a recomputation (activation checkpointing); nothing public says so.
-        return not replaying.get() and torch._C._current_graph_task_id() == -1  # noqa: SLF001
+        # Inside a backward pass a forward is a recomputation (activation checkpointing).
+        return not replaying.get() and not watched.in_backward()
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("input", kwargs.get("x"))

@@ -6,13 +6,14 @@ from torch import nn
 
 from batchnorm.probes.activations import Activations
 from batchnorm.probes.gradients import Gradients
+from batchnorm.probes.input_shift import InputShift
 from batchnorm.probes.landscape import Landscape
 from batchnorm.probes.probe import Probe
 from batchnorm.probes.running import Running
 from batchnorm.probes.shift import Shift
 
-PROBES: dict[str, type[Activations | Gradients | Running | Shift | Landscape]] = {
-    probe.name: probe for probe in (Activations, Gradients, Running, Shift, Landscape)
+PROBES: dict[str, type[Activations | Gradients | Running | InputShift | Shift | Landscape]] = {
+    probe.name: probe for probe in (Activations, Gradients, Running, InputShift, Shift, Landscape)
 }
 
 #: Cheap enough to leave on.

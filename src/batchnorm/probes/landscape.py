@@ -1,5 +1,6 @@
 """Measure the loss along the gradient: Santurkar et al. 2018, section 3.1 and figure 4."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -25,14 +26,21 @@ class Landscape:
     largest :math:`\lVert g - g' \rVert_2 / \lVert \theta - \theta' \rVert_2`, the paper's effective beta;
     ``distance_low`` and ``distance_high`` are the nearest and farthest point. ``loss`` is that at the weights.
 
-    It costs eight forward and backward passes, and three copies of the weights. A loss that is not finite counts as
-    infinite. A point whose distance is lost in the rounding of the weights does not count for ``smoothness``; without
-    any point (a gradient or a learning rate of zero) it is NaN.
+    It costs a forward and backward pass for each s and one more, and three copies of the weights. A loss that is not
+    finite counts as infinite. A point whose distance is lost in the rounding of the weights does not count for
+    ``smoothness``; without any point (a gradient or a learning rate of zero) it is NaN.
 
     Parameters
     ----------
     model : Module
         The network.
+    steps : sequence of float, default=STEPS
+        Other s than the seven: the paper takes 1/100 to 30 for deep linear networks.
+
+    Raises
+    ------
+    ValueError
+        ``steps`` are not positive numbers.
 
     References
     ----------
@@ -45,8 +53,10 @@ class Landscape:
         "(arXiv 1805.11604, figure 4)."
     )
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, steps: Sequence[float] = STEPS) -> None:
+        if not len(steps) or not all(0 < size < np.inf for size in steps):
+            raise ValueError(f"steps must be positive numbers of learning rates; got {tuple(steps)}; try (0.5, 1, 2)")
+        self._model, self._steps = model, tuple(steps)
 
     def watch(self) -> AbstractContextManager[None]:
         """Watch nothing: `measure` repeats the step."""
@@ -66,7 +76,7 @@ class Landscape:
         with replay(step) as replayed:
             loss, gradients = replayed.gradients(parameters)
             unit = norm([rates[p] * gradient for p, gradient in zip(parameters, gradients, strict=True)])
-            for size in STEPS:
+            for size in self._steps:
                 for parameter, origin, gradient in zip(parameters, start, gradients, strict=True):
                     parameter.data = (origin - size * rates[parameter] * gradient).to(origin.dtype)
                 met, others = replayed.gradients(parameters)

@@ -19,14 +19,18 @@ class Replay:
     def __init__(self, step: Step, random: preserve.RandomState, buffers: preserve.Buffers) -> None:
         self.step, self._random, self._buffers = step, random, buffers
 
+    def loss(self) -> Tensor:
+        """Return the loss at the present weights."""
+        self._random.put_back()
+        self._buffers.put_back()
+        return self.step.closure()
+
     def gradients(self, parameters: Sequence[nn.Parameter]) -> tuple[float, list[Tensor]]:
         """Return the loss at the present weights and its gradients; zeros where it does not depend on a parameter.
 
         They are scaled on their way, as in training, and unscaled at the end, in float32 or wider.
         """
-        self._random.put_back()
-        self._buffers.put_back()
-        loss = self.step.closure()
+        loss = self.loss()
         scaled = loss * self.step.scale
         found = torch.autograd.grad(scaled, parameters, allow_unused=True, materialize_grads=True)
         wide = [g.detach().to(torch.promote_types(g.dtype, torch.float32)) for g in found]

@@ -333,6 +333,73 @@ def exact_population(batches: Iterable[ArrayLike]) -> Statistics:
     return functools.reduce(merge, _statistics_of_each(batches))
 
 
+def half_widths(batches: Iterable[ArrayLike], quantile: float) -> tuple[Array, Array]:
+    """Return half the widths of the confidence intervals of the mean and of the variance of `exact_population`.
+
+    Each batch is one observation, because its values may depend on each other.
+
+    Parameters
+    ----------
+    batches : iterable of array_like of shape (N, C, *S)
+        Inputs of the layer, drawn independently; at least two.
+    quantile : float
+        Two-sided quantile of Student's distribution with one degree of freedom fewer than batches.
+
+    Returns
+    -------
+    of_mean, of_var : ndarray of shape (C,)
+        Half widths.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two batches.
+
+    Examples
+    --------
+    >>> of_mean, of_var = half_widths([[[0.0], [2.0]], [[4.0], [6.0]]], quantile=1.0)
+    >>> of_mean.round(12).tolist(), of_var.tolist()
+    ([2.0], [0.0])
+    """
+    parts = _statistics_of_each(batches)
+    if len(parts) < 2:
+        raise ValueError("an interval needs at least two batches, but there is one. Try smaller batches.")
+    mean, var, count = functools.reduce(merge, parts)
+    of_mean, of_var = np.zeros_like(mean), np.zeros_like(var)
+    for mean_k, var_k, count_k in parts:
+        of_mean += (count_k / count) ** 2 * (mean_k - mean) ** 2  # (187)
+        of_var += (count_k / count) ** 2 * (var_k + (mean_k - mean) ** 2 - var) ** 2  # (188)
+    factor = quantile * math.sqrt(len(parts) / (len(parts) - 1))
+    return factor * np.sqrt(of_mean), factor * np.sqrt(of_var)
+
+
+def blend(stored: Statistics, new: Statistics, prior: float) -> tuple[Array, Array]:
+    """Return the mean and variance of a mixture of two populations, by the law of total variance.
+
+    Parameters
+    ----------
+    stored, new : Statistics
+        Of the two populations; their counts do not matter.
+    prior : float in [0, 1]
+        Weight of ``stored``.
+
+    Returns
+    -------
+    mean, var : ndarray of shape (C,)
+        Of the mixture.
+
+    Examples
+    --------
+    >>> mean, var = blend(Statistics(np.zeros(1), np.ones(1), 8), Statistics(np.ones(1), np.ones(1), 8), 0.5)
+    >>> mean.tolist(), var.tolist()
+    ([0.5], [1.25])
+    """
+    mean = prior * stored.mean + (1 - prior) * new.mean
+    within = prior * stored.var + (1 - prior) * new.var
+    between = prior * (stored.mean - mean) ** 2 + (1 - prior) * (new.mean - mean) ** 2
+    return mean, within + between  # (50)
+
+
 def naive_var(x: NDArray[np.floating]) -> NDArray[np.floating]:
     """E[x^2] - E[x]^2 in the dtype of ``x``: what the tests must catch. Nothing may use it.
 

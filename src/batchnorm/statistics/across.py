@@ -36,10 +36,10 @@ def together(group: distributed.ProcessGroup, measured: Mapping[nn.Module, Popul
     try:
         yield
     except BaseException:
-        _gather(torch.zeros(_length(measured) + 1, dtype=torch.float64), group)
+        gather(torch.zeros(_length(measured) + 1, dtype=torch.float64), group)
         raise
     mine = torch.cat([torch.ones(1, dtype=torch.float64), *(_packed(layer, p) for layer, p in measured.items())])
-    shares = _gather(mine, group)
+    shares = gather(mine, group)
     failed = [rank for rank, share in enumerate(shares) if share[0] == 0]
     if failed:
         raise RuntimeError(
@@ -56,7 +56,8 @@ def together(group: distributed.ProcessGroup, measured: Mapping[nn.Module, Popul
             rest = rest[size:]
 
 
-def _gather(mine: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
+def gather(mine: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
+    """Return the tensor of each rank of ``group``, all of one shape, on the CPU."""
     on_device = mine.cuda() if distributed.get_backend(group) == "nccl" else mine
     shares = [torch.empty_like(on_device) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(shares, on_device, group)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +20,29 @@ from batchnorm.statistics.running import cumulative_factor, debiased_factor, mom
 
 
 class Running(NamedTuple):
-    """The buffers of a layer before a batch enters them, and its eps; None where a layer has no such buffer."""
+    """The buffers that a training forward changes; None where a layer has no such buffer.
+
+    Attributes
+    ----------
+    mean, var : Tensor of shape (C,)
+        Running statistics.
+    tracked, skipped : Tensor of shape (), int
+        How many batches have entered them, and how many have not because they were not finite.
+    """
 
     mean: Tensor | None
     var: Tensor | None
-    num_batches_tracked: Tensor | None
-    eps: float
+    tracked: Tensor | None = None
+    skipped: Tensor | None = None
+
+
+class Ledger(Protocol):
+    """Takes down what a training forward would remember, instead of the buffers."""
+
+    def take(
+        self, policy: Policy, running: Running, statistics: Statistics, momentum: float | Tensor | None, eps: float
+    ) -> None:
+        """Take down one forward."""
 
 
 class Part(NamedTuple):
@@ -55,10 +72,18 @@ class Policy:
     on_single_value : {'error', 'running'}, default='error'
         What a training batch with one value per channel does: raise as torch, or use the running statistics, which it
         leaves as they are (DERIVATION 163).
+    on_nonfinite : {'skip', 'keep'}, default='skip'
+        What a batch does whose statistics are not finite: leave the buffers alone and be counted in the layer's
+        ``num_batches_skipped``, or enter them as in torch. It is decided on the device.
+    ledger : Ledger, default=None
+        What takes down the statistics of a training forward instead of the buffers, as `batchnorm.hold_statistics` and
+        `batchnorm.deferred` have it.
     """
 
     _: KW_ONLY
     on_single_value: Literal["error", "running"] = "error"
+    on_nonfinite: Literal["skip", "keep"] = "skip"
+    ledger: Ledger | None = field(default=None, compare=False)
 
     #: Whether something happens between `collect` and `normalize`, or between `reduce` and `apply`.
     splits: ClassVar[bool] = False
@@ -81,6 +106,8 @@ class Policy:
         """Check the fields."""
         if self.on_single_value not in ("error", "running"):
             raise ValueError(f"on_single_value must be 'error' or 'running'; got {self.on_single_value!r}.")
+        if self.on_nonfinite not in ("skip", "keep"):
+            raise ValueError(f"on_nonfinite must be 'skip' or 'keep'; got {self.on_nonfinite!r}.")
 
     def __repr__(self) -> str:
         """Return the constructor's call, with the arguments that are not at their defaults."""
@@ -117,7 +144,7 @@ class Policy:
         """Return the sums of the backward pass over all values that share statistics, given those of this batch."""
         return sums
 
-    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue) -> Epilogue:  # noqa: ARG002  # for those who look
+    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue, eps: float) -> Epilogue:  # noqa: ARG002  # for those who look
         """Return what follows the normalization, given its statistics and the buffers before this batch."""
         return epilogue
 
@@ -138,9 +165,18 @@ class Policy:
         """
         return _counted(cumulative_factor, batches) if momentum is None else momentum
 
-    def remember(self, running: Running, statistics: Statistics, factor: float | Tensor) -> bool:  # noqa: ARG002  # as above
-        """Update the running statistics in place, or return False to have them averaged as in the paper."""
-        return False
+    def remember(
+        self,
+        running: Running,  # noqa: ARG002  # for those who look; so below
+        statistics: Statistics,  # noqa: ARG002
+        factor: float | Tensor,  # noqa: ARG002
+        eps: float,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Update the running mean and variance in place and return how many groups entered them.
+
+        None: they are to be averaged as in the paper.
+        """
+        return None
 
 
 def _counted(factor: Callable[[Tensor], Tensor], batches: Tensor | None) -> Tensor:
@@ -419,16 +455,16 @@ class Renorm(Policy):
         if self.average not in ("deviation", "variance"):
             raise ValueError(f"average must be 'deviation' or 'variance'; got {self.average!r}.")
 
-    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue) -> Epilogue:
+    def correct(self, statistics: Statistics, running: Running, epilogue: Epilogue, eps: float) -> Epilogue:
         """Return an epilogue with the correction in its weight and bias."""
         if running.mean is None or running.var is None:
             raise ValueError(
                 "Batch Renormalization needs running statistics; the layer has none. Try track_running_stats=True."
             )
         mean, var = statistics.mean[0].detach(), statistics.var[0].detach()
-        rmax, dmax = self.bounds(running.num_batches_tracked, mean)
-        sigma = (running.var.to(var.dtype) + running.eps).sqrt()
-        factor = torch.clamp((var + running.eps).sqrt() / sigma, 1 / rmax, rmax)
+        rmax, dmax = self.bounds(running.tracked, mean)
+        sigma = (running.var.to(var.dtype) + eps).sqrt()
+        factor = torch.clamp((var + eps).sqrt() / sigma, 1 / rmax, rmax)
         summand = torch.clamp((mean - running.mean.to(mean.dtype)) / sigma, -dmax, dmax)
         weight, bias = epilogue.weight, epilogue.bias
         corrected = factor if weight is None else weight * factor
@@ -446,22 +482,21 @@ class Renorm(Policy):
 
         return 1 + (self.rmax - 1) * opened(self.rmax_end), self.dmax * opened(self.dmax_end)
 
-    def remember(self, running: Running, statistics: Statistics, factor: float | Tensor) -> bool:
+    def remember(self, running: Running, statistics: Statistics, factor: float | Tensor, eps: float) -> Tensor | None:
         """Average the deviation where the paper does."""
         if self.average == "variance":
-            return False
+            return None
         assert running.mean is not None
         assert running.var is not None
         wide = statistics.var.dtype
         with torch.no_grad():
-            sigma = (running.var.to(wide) + running.eps).sqrt()
-            q = (statistics.var[0] + running.eps).sqrt()
+            usable = statistics.usable(self.on_nonfinite == "skip")
+            sigma = (running.var.to(wide) + eps).sqrt()
             mean = torch.lerp(running.mean.to(wide), statistics.mean[0], factor)
-            var = torch.lerp(sigma, q, factor).square() - running.eps
-            some = torch.gt(statistics.count, 0)[0]  # type: ignore[arg-type]  # of a batch: it has one
+            var = torch.lerp(sigma, (statistics.var[0] + eps).sqrt(), factor).square() - eps
             for buffer, moved in ((running.mean, mean), (running.var, var)):
-                buffer.copy_(torch.where(some, moved, buffer.to(wide)))
-        return True
+                buffer.copy_(torch.where(usable, moved, buffer.to(wide)))
+            return usable.sum()
 
 
 @dataclass(frozen=True, repr=False)
@@ -531,8 +566,9 @@ class Keyed(Policy):
         if not isinstance(self.each, Policy) or self.each.in_parts:
             raise TypeError(f"each must be a policy without keys; got {self.each!r}. Try batchnorm.Batch().")
         object.__setattr__(self, "keys", names)  # a list would not be hashable
-        if self.on_single_value == "running":
-            object.__setattr__(self, "each", replace(self.each, on_single_value="running"))
+        own: dict[str, Any] = {"on_single_value": "error", "on_nonfinite": "skip", "ledger": None}
+        given = {name: getattr(self, name) for name, default in own.items() if getattr(self, name) != default}
+        object.__setattr__(self, "each", replace(self.each, **given))
 
     def _held(self) -> tuple[str, ...]:
         tracked = ("running_mean", "running_var", "num_batches_tracked")

@@ -5,4 +5,5 @@ from batchnorm.tools.convert import revert as revert
 from batchnorm.tools.freeze import freeze as freeze
 from batchnorm.tools.freeze import unfreeze as unfreeze
 from batchnorm.tools.masked import masked as masked
+from batchnorm.tools.merge import merge_statistics as merge_statistics
 from batchnorm.tools.recalibrate import recalibrate as recalibrate

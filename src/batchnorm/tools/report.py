@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,11 +21,18 @@ class Row:
         What was done, or ``"left alone"``.
     reason : str
         Why not more was done; empty where nothing is missing.
+    count : int
+        Values per channel that were measured; 0 if nothing was.
+    uncertainty : float
+        Error of the layer's output, in deviations, that the 95 % confidence intervals of its measured statistics leave
+        in the worst channel; NaN if unknown.
     """
 
     name: str
     what: str
     reason: str = ""
+    count: int = 0
+    uncertainty: float = math.nan
 
 
 def row(name: str, others: list[str], what: str, reason: str = "") -> Row:
@@ -57,6 +65,12 @@ class Report:
         raise KeyError(f"no batch normalization named {name!r}; there are {[row.name for row in self.rows]}")
 
     def __str__(self) -> str:
-        cells = [("name", "what", "reason"), *((row.name or "(the model)", row.what, row.reason) for row in self.rows)]
-        widths = [max(len(cell[column]) for cell in cells) for column in range(2)]
-        return "\n".join(f"{name:{widths[0]}}  {what:{widths[1]}}  {reason}".rstrip() for name, what, reason in cells)
+        cells = [["name", "what", "reason"], *([row.name or "(the model)", row.what, row.reason] for row in self.rows)]
+        if any(row.count for row in self.rows):
+            for cell, row in zip(cells[1:], self.rows, strict=True):
+                known = row.count > 0 and not math.isnan(row.uncertainty)
+                cell[2:2] = [str(row.count or ""), f"{row.uncertainty:.2g}" if known else ""]
+            cells[0][2:2] = ["values", "uncertainty"]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ("  ".join(f"{text:{width}}" for text, width in zip(cell, widths, strict=True)) for cell in cells)
+        return "\n".join(line.rstrip() for line in lines)

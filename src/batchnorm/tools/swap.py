@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from batchnorm.nn.batch_norm import ATTACHED, EXTRAS
+from batchnorm.nn.batch_norm import ATTACHED, EXTRAS, add_buffers
 
 OURS: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 TORCH = {ours: theirs for theirs, ours in OURS.items()}
@@ -29,6 +29,8 @@ def to_ours(module: nn.Module) -> str | None:
     if reason is None:
         _exchange(module, OURS)
         module.__dict__.update(EXTRAS)
+        if module.track_running_stats:
+            add_buffers(module)
     return reason
 
 
@@ -43,6 +45,8 @@ def to_torch(module: nn.Module) -> str | None:
     _exchange(module, TORCH)
     for name in (*EXTRAS, *ATTACHED):
         module.__dict__.pop(name, None)
+    if "num_batches_skipped" in module._buffers:  # noqa: SLF001  # `hasattr` finds it on the class too
+        del module.num_batches_skipped
     return None
 
 

@@ -4,7 +4,8 @@ from batchnorm.lab.bench.rows import OperationRow
 
 MACHINE = {
     "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "batchnorm": "0.1", "torch": "2.13.0", "python": "3.11.7",
-    "processor": "A CPU", "cores": 2, "l2": 2**21, "l3": 2**25, "huge_pages": "madvise", "load": 0.5, "threads": 2,
+    "processor": "A CPU", "cores": 2, "l2": 2**21, "l3": 2**25, "huge_pages": "madvise", "load": 0.5,
+    "running_processes": 120.0, "memory_available": 8.25, "threads": 2,
     "allocation": "default",
 }  # fmt: skip
 

@@ -59,8 +59,8 @@ def test_the_last_measurement_of_a_case_counts_with_all_its_arms():
     [
         ("a,b\n1,2\n", "is not a result of a benchmark: its first line names other columns"),
         ("", "is not a result of a benchmark"),
-        (",".join(rows.header(StepRow)) + "\n1,2\n", ":2: 2 cells in a table of 30 columns; remove the line"),
-        (",".join(rows.header(StepRow)) + "\n" + ",".join(["x"] * 30) + "\n", "cores must be a number; got 'x'"),
+        (",".join(rows.header(StepRow)) + "\n1,2\n", ":2: 2 cells in a table of 32 columns; remove the line"),
+        (",".join(rows.header(StepRow)) + "\n" + ",".join(["x"] * 32) + "\n", "cores must be a number; got 'x'"),
     ],
 )
 def test_what_is_not_a_result_is_refused(tmp_path, text, message):

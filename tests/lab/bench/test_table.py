@@ -23,8 +23,8 @@ def test_what_was_asked_gets_its_columns():
     (plain,) = table.tables(MEASURED)
     (judged,) = table.tables(MEASURED, asked=lambda row: (f"{row.ratio} of 9", "copies of 9"))
     assert [c for c in judged.columns if c != "asked"] == plain.columns
-    assert judged.rows[0][-3:] == ["5.0 of 9", "4.00", "copies of 9"]
-    assert plain.rows[0][-2:] == ["5.00 (4.75-5.25)", "4.00"]
+    assert judged.rows[0][-4:] == ["5.0 of 9", "4.00", "copies of 9", "0.500"]
+    assert plain.rows[0][-3:] == ["5.00 (4.75-5.25)", "4.00", "0.500"]
 
 
 def test_a_pipe_gets_the_tables_without_control_codes():

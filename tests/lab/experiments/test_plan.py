@@ -41,22 +41,22 @@ def test_names_of_files_stay_apart_and_short() -> None:
 
 def test_what_is_stored_comes_back(tmp_path) -> None:
     made = plan()
-    store(made, tmp_path / "plan", command="batchnorm compare", environment={})
+    store(made, tmp_path / "plan", head={"command": "batchnorm compare"}, environment={})
     assert read_plan(tmp_path / "plan") == made
     assert kind_of(tmp_path / "plan") == "plan"
     assert missing(made, tmp_path / "plan") == list(made.cells)
-    store(made, tmp_path / "plan", command="batchnorm compare", environment={})  # the same plan goes on
+    store(made, tmp_path / "plan", head={"command": "batchnorm compare"}, environment={})  # the same plan goes on
 
 
 def test_a_plan_that_changed_is_refused_by_name_and_nothing_is_written(tmp_path) -> None:
     made = plan()
-    store(made, tmp_path / "plan", command="", environment={})
+    store(made, tmp_path / "plan", head={"command": ""}, environment={})
     before = (tmp_path / "plan/plan.json").read_bytes()
     axes = {**made.axes, "lr": vary("lr", [0.1, 3.0])}
     with pytest.raises(OutputError, match=r"another plan: lr \(was 0.1 1, now 0.1 3\); give --out another directory"):
-        store(replace(made, axes=axes), tmp_path / "plan", command="", environment={})
+        store(replace(made, axes=axes), tmp_path / "plan", head={"command": ""}, environment={})
     with pytest.raises(OutputError, match=r"steps \(was 12, now 24\)"):
-        store(plan(steps=24), tmp_path / "plan", command="", environment={})
+        store(plan(steps=24), tmp_path / "plan", head={"command": ""}, environment={})
     assert (tmp_path / "plan/plan.json").read_bytes() == before
 
 

@@ -21,7 +21,7 @@ from lab.training.runs import assert_same_run
 
 def _stored(path: Path, **settings) -> Plan:
     made = plan(**settings)
-    store(made, path, command="batchnorm compare", environment={})
+    store(made, path, head={"command": "batchnorm compare"}, environment={})
     return made
 
 
@@ -91,7 +91,7 @@ def test_a_cell_that_diverged_is_done_and_the_others_go_on(tmp_path: Path) -> No
     made = plan()
     axes = {**made.axes, "lr": {"1": {"lr": 1.0}, "1e30": {"lr": 1e30}}}
     made = replace(made, axes=axes)
-    store(made, tmp_path / "plan", command="", environment={})
+    store(made, tmp_path / "plan", head={"command": ""}, environment={})
     assert run_plan(tmp_path / "plan")
     statuses = {cell.labels["lr"]: read_train_run(cell.directory(tmp_path / "plan")).status for cell in made.cells[:4]}
     assert statuses["1"] == "finished"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from batchnorm.lab.experiments.numbers import summarize
+from batchnorm.lab.experiments.study import read_study
 from batchnorm.lab.recording import Recorder
 from batchnorm.lab.report.charts import charts, data
 from batchnorm.lab.report.layers import BUDGET, HEIGHTS, watched
-from batchnorm.lab.report.numbers import summarize
-from batchnorm.lab.report.study import read_study
 from lab.synthetic_train import ENVIRONMENT, config, write_records, write_run
 
 

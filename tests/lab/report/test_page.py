@@ -15,7 +15,6 @@ from batchnorm.lab import cli
 from batchnorm.lab.errors import OutputError
 from batchnorm.lab.recording import Recorder
 from batchnorm.lab.report import make_report
-from batchnorm.lab.report.wording import tables, verdict
 from lab.synthetic_train import ENVIRONMENT, config, write_records, write_run
 
 
@@ -30,8 +29,10 @@ def test_the_page_says_the_numbers_the_settings_and_the_commands(tmp_path: Path)
              for norm in ("none", "batch") for seed in (0, 1)]  # fmt: skip
     report = make_report(paths, tmp_path / "page")
     text = html.unescape(report.page.read_text(encoding="utf-8"))
-    answer = verdict(report.study, report.numbers)
-    cells = [cell for table in tables(report.study, report.numbers) for row in table.rows for cell in row]
+    assert report.study is not None
+    assert report.numbers is not None
+    answer = report.verdict
+    cells = [cell for table in report.tables for row in table.rows for cell in row]
     commands = [config(norm=norm, seed=seed)["command"] for norm in ("none", "batch") for seed in (0, 1)]
     for sentence in [answer.headline, *answer.numbers, *answer.limits, *cells, *commands]:
         assert sentence in text

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from batchnorm.lab.report.arms import settings_of
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,6 +21,7 @@ import batchnorm
 from batchnorm.lab import cli, files
 from batchnorm.lab.data import InMemory
 from batchnorm.lab.errors import LabError, OutputError
+from batchnorm.lab.experiments.study import settings_of
 from batchnorm.lab.recording import TrainRun, read_train_run
 from batchnorm.lab.training import TrainConfig, checkpoints, train
 from batchnorm.lab.training.evaluation import evaluation_mode, fixed_subset

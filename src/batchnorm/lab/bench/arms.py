@@ -4,7 +4,6 @@ torch's arm comes in the two ways that users write it, with a new tensor for eac
 (as torchvision does); the quicker one is the opponent. All arms work on the same tensors.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,15 +24,7 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """A layer, and the way to call it.
-
-    Attributes
-    ----------
-    layer : Module
-        Holds the parameters and buffers.
-    forward : callable
-        From x, and the residual or None, to y.
-    """
+    """A layer with its parameters and buffers, and its call: from x, and the residual or None, to y."""
 
     layer: nn.Module
     forward: Forward
@@ -41,15 +32,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors that all arms of a case share.
-
-    Attributes
-    ----------
-    x, dy : Tensor
-        Input and upstream gradient, in the case's layout and dtype.
-    residual : Tensor or None
-        What is added.
-    """
+    """The tensors that all arms of a case share, in its layout and dtype: input, upstream gradient, residual."""
 
     x: Tensor
     dy: Tensor
@@ -117,9 +100,8 @@ def timed(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> dict[
 
 def explanation(x: Tensor) -> tuple[str, str]:
     """Return backend and target of the arm batchnorm for input ``x``; the target is empty where there is only one."""
-    backend = batchnorm.explain(x).backend
-    kernels = importlib.import_module(f"batchnorm.kernels.{backend}")
-    return backend, kernels.target() if hasattr(kernels, "target") else ""
+    ran = batchnorm.explain(x)
+    return ran.backend, ran.target
 
 
 def _training(contender: Contender, inputs: Inputs) -> Callable[[], None]:

@@ -1,13 +1,13 @@
 """Where a benchmark runs: the columns that every row begins with, and the two modes of allocation."""
 
-import os
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 from batchnorm.lab.bench.config import Allocation
 from batchnorm.lab.bench.rows import Machine
-from batchnorm.lab.environment import environment
+from batchnorm.lab.environment import environment, load, memory, running_processes
 from batchnorm.lab.errors import LabError
 
 # Read by glibc when a process starts. Nothing is mapped on its own, nothing is given back, and the heap grows by much
@@ -35,7 +35,9 @@ def machine(date: str, allocation: Allocation) -> Machine:
         l2=cache_size(2),
         l3=cache_size(3),
         huge_pages=huge_pages(),
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
+        load=math.nan if (busy := load()) is None else busy,
+        running_processes=math.nan if (count := running_processes()) is None else count,
+        memory_available=math.nan if (free := memory().available) is None else free / 1e9,
         threads=int(str(facts["threads"])),
         allocation=allocation,
     )

@@ -26,15 +26,7 @@ MAX_REPEATS = 10_000
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared.
-
-    Attributes
-    ----------
-    call : callable
-        What is timed.
-    reset : callable
-        Called before each call, outside the timing.
-    """
+    """One of the things compared: what is timed, and what is called before each call, outside the timing."""
 
     call: Callable[[], None]
     reset: Callable[[], None] = lambda: None
@@ -42,13 +34,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and spread of some samples.
-
-    Attributes
-    ----------
-    p20, median, p80 : float
-        Percentiles.
-    """
+    """Percentiles of some samples."""
 
     p20: float
     median: float
@@ -65,14 +51,8 @@ class Spread:
 class Samples:
     """The measurements of one arm.
 
-    Attributes
-    ----------
-    seconds : tuple of float
-        Time of one call: the mean over the repeats of a sample; one value per pair.
-    repeats : int
-        Calls in each sample.
-    faults : float
-        Page faults of one call (without I/O), the median over pairs; NaN where they cannot be counted.
+    ``seconds`` of one call, the mean over the ``repeats`` of a sample: one value per pair. ``faults``: page faults of
+    one call (without I/O), the median over pairs; NaN where they cannot be counted.
     """
 
     seconds: tuple[float, ...]

@@ -36,6 +36,10 @@ class Machine:
     load : float
         Processes that ran or wanted to in the minute before, this one's threads included: above ``threads``, other
         processes wanted the cores too.
+    running_processes : float
+        All processes of the machine or container; NaN where not recorded.
+    memory_available : float
+        In 10^9 bytes, before the case; NaN where not recorded.
     threads : int
         Of torch.
     allocation : str
@@ -53,6 +57,8 @@ class Machine:
     l3: int
     huge_pages: str
     load: float
+    running_processes: float
+    memory_available: float
     threads: int
     allocation: str
 

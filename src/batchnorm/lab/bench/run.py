@@ -49,17 +49,7 @@ class Suite(Generic[RowT]):
 
 @dataclass
 class Run(Generic[RowT]):
-    """What was measured.
-
-    Attributes
-    ----------
-    path : Path
-        The CSV file that the rows were appended to.
-    rows : list of Row
-        All arms.
-    interrupted : bool
-        Whether Ctrl-C ended it early.
-    """
+    """The CSV file that rows were appended to, the rows of all arms, and whether Ctrl-C ended it early."""
 
     path: Path
     rows: list[RowT]

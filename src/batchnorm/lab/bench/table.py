@@ -19,7 +19,7 @@ TITLES = {
 NOTE = (
     "ratio: time of torch over time of batchnorm, taken pair by pair, the median and in brackets the 20th to 80th "
     "percentile over pairs; torch is the quicker of in place (marked *) and not. copies: time of batchnorm over that "
-    "of copying x into memory that is there."
+    "of copying x into memory that is there. load: processes that ran or wanted to, these threads included."
 )
 
 #: From a row of the arm batchnorm to what was asked of its ratio, and of its copies.
@@ -47,8 +47,9 @@ def machines(rows: Sequence[Machine]) -> list[str]:
         runs.setdefault(where, []).append(row)
     lines = []
     for where, some in runs.items():
-        loads = [row.load for row in some if not math.isnan(row.load)]
-        load = f"; load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+        load = _range("load", [row.load for row in some], ".1f")
+        load += _range("processes", [row.running_processes for row in some], ".0f")
+        load += _range("GB of memory available", [row.memory_available for row in some], ".1f")
         dates = sorted({row.date for row in some})
         lines.append(f"{dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}: {where}{load}")
     return lines
@@ -85,7 +86,7 @@ def _table(title: str, rows: Sequence[OperationRow], asked: Asked | None) -> Tab
     backends = dict.fromkeys(backend(row) for row in rows if row.arm == "batchnorm")
     columns = ["shape", "MB", "layout", "dtype", "torch ms", *(["compile ms"] if compiled else []), "batchnorm ms"]
     columns += ["ratio", "asked", "copies", "asked"] if asked else ["ratio", "copies"]
-    columns += ["backend"] if len(backends) > 1 else []
+    columns += ["load", *(["backend"] if len(backends) > 1 else [])]
     lines = []
     for case in dict.fromkeys(row.case for row in rows):
         arms = {row.arm: row for row in rows if row.case == case}
@@ -100,8 +101,13 @@ def _table(title: str, rows: Sequence[OperationRow], asked: Asked | None) -> Tab
         cells += [number(ours.median_ms), f"{number(ours.ratio)} ({number(ours.ratio_p20)}-{number(ours.ratio_p80)})"]
         ratio, copies = asked(ours) if asked else ("", "")
         cells += [ratio, number(ours.floor_ratio), copies] if asked else [number(ours.floor_ratio)]
-        lines.append([*cells, *([backend(ours)] if len(backends) > 1 else [])])
+        lines.append([*cells, number(ours.load), *([backend(ours)] if len(backends) > 1 else [])])
     return Table(f"{title}, {' and '.join(backends)}", columns, lines, note="")
+
+
+def _range(what: str, values: Sequence[float], digits: str) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return f"; {what} {min(known):{digits}} to {max(known):{digits}}" if known else ""
 
 
 def _mega(size: int) -> str:

@@ -152,6 +152,8 @@ def _as_in_the_paper(base: TrainConfig, *, quick: bool) -> TrainConfig:
         every = base.evaluate_every or max(1, round(base.steps / EVALUATIONS))
         # A small network is trained again from its beginning before a checkpoint pays.
         base = replace(base, evaluate_every=every, checkpoint_every=base.checkpoint_every or max(every, 500))
+        if base.log_every == TrainConfig().log_every:
+            base = replace(base, log_every=every)
     return base
 
 

@@ -2,7 +2,7 @@
 
 A plan lives in a directory::
 
-    config.json         {"format", "kind": "plan", "command", "question"}
+    config.json         {"format", "kind": "plan" or "claim", "command"}
     plan.json           the plan
     environment.json    versions, machine, threads
     cells/<name>/       one run directory of ``batchnorm train`` for each cell
@@ -137,6 +137,17 @@ class Plan:
 def vary(setting: str, values: Sequence[Any]) -> Axis:
     """Return the axis of one setting: a value each, labelled by itself.
 
+    Parameters
+    ----------
+    setting : str
+        Its name.
+    values : sequence
+        Its values.
+
+    Returns
+    -------
+    mapping
+
     Raises
     ------
     LabError
@@ -158,7 +169,7 @@ def label_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def store(plan: Plan, path: Path, *, command: str, environment: Mapping[str, Any]) -> None:
+def store(plan: Plan, path: Path, *, head: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
     """Create the directory of a plan, or find the same plan in it.
 
     Parameters
@@ -167,8 +178,8 @@ def store(plan: Plan, path: Path, *, command: str, environment: Mapping[str, Any
         The plan.
     path : Path
         New, empty, or the directory of this plan.
-    command : str
-        The command that repeats it.
+    head : mapping
+        Of config.json: the command that repeats it, and for another kind than "plan" what that needs.
     environment : mapping
         Versions and machine.
 
@@ -188,14 +199,22 @@ def store(plan: Plan, path: Path, *, command: str, environment: Mapping[str, Any
     make_run_directory(path)
     (path / CELLS).mkdir()
     write_json(path / "environment.json", environment)
-    head = {"format": FORMAT, "kind": "plan", "command": command, "question": plan.question}
-    write_json(path / "config.json", head)
+    write_json(path / "config.json", {"format": FORMAT, "kind": "plan", **head})
     # Last, because it makes the directory a plan.
     write_json(path / PLAN, plan.described())
 
 
 def read_plan(path: Path) -> Plan:
     """Read the plan of a directory.
+
+    Parameters
+    ----------
+    path : Path
+        The directory.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------

@@ -42,6 +42,11 @@ class Watch:
 def check_plan(plan: Plan) -> None:
     """Load the data and build the networks of the first cells that take turns, so that nothing is begun in vain.
 
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+
     Raises
     ------
     LabError

@@ -24,6 +24,13 @@ BEAT, STALE = 15.0, 180.0
 class Take:
     """A cell that this process holds; made by :func:`take`. Use as a context manager: leaving it gives the cell back.
 
+    Parameters
+    ----------
+    note : Path
+        The file that says who holds the cell.
+    token : str
+        Identifies this take.
+
     Attributes
     ----------
     lost : bool

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from batchnorm.lab.errors import LabError
+from batchnorm.lab.errors import LabError, meant
 from batchnorm.lab.models import convnet, densenet, inception, mlp, nin, resnet, resnet_cifar, vgg
 from batchnorm.lab.models.recipe import OPTIONS, Recipe
 
@@ -112,7 +112,10 @@ def architecture_named(name: str) -> Architecture:
         There is none of that name.
     """
     if name not in CATALOGUE:
-        raise LabError(f"model must be package.module:factory or one of {', '.join(CATALOGUE)}; got {name!r}")
+        raise LabError(
+            f"model must be package.module:factory or one of {', '.join(CATALOGUE)}; got {name!r}"
+            f"{meant(name, CATALOGUE)}"
+        )
     return CATALOGUE[name]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from batchnorm.lab.errors import LabError
+from batchnorm.lab.errors import LabError, meant
 from batchnorm.nn import BatchNorm1d, BatchNorm2d
 
 
@@ -43,7 +43,7 @@ class Normalization:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.norm not in NORMS:
-            raise LabError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
+            raise LabError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}{meant(self.norm, NORMS)}")
         if not 0 < self.eps < math.inf:
             raise LabError(f"eps must be a finite number above 0; got {self.eps}")
         if not 0 < self.momentum <= 1:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.lab.experiments.numbers import Numbers
+from batchnorm.lab.experiments.series import Floats, Quantity, Series, Track, number, quantity, thin
+from batchnorm.lab.experiments.study import Arm, Group, Study, settings_of
 from batchnorm.lab.recording import Record
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
-from batchnorm.lab.report.numbers import Numbers
-from batchnorm.lab.report.series import Floats, Quantity, Series, Track, number, quantity, thin
-from batchnorm.lab.report.study import Arm, Group, Study, settings_of
 from batchnorm.lab.report.units import Units
 from batchnorm.lab.report.wording import mark_name
 from batchnorm.lab.rules import drift
@@ -202,7 +202,7 @@ def _over_tuned(study: Study, numbers: Numbers) -> list[Chart | None]:
     ]
     base = numbers.groups[0].name
     return [
-        _chart("ratio", f"How many times fewer steps, over the {name}", "ratio of steps",
+        _chart("ratio", f"Ratio of steps, over the {name}", "ratio of steps",
                f"Steps of {base} over steps of the arm at the same {name}, medians over seeds; above 1 the arm needs "
                "fewer. No point: one of them did not reach the accuracy.", quantities(ratios), log=True, axis=axis),
         _chart("steps", f"Steps to an accuracy, over the {name}", "steps",
@@ -359,7 +359,9 @@ def _range(arms: Sequence[Arm], line: str | None, low: str, high: str) -> Quanti
         middle = middles.series.get(index) if middles else None
         whole = middle is not None and middle.steps.size == bottom.steps.size
         mean = middle.mean if middle is not None and whole else (bottom.mean + top.mean) / 2
-        series[index] = replace(bottom, mean=mean, low=bottom.low, high=top.high)
+        # The recorded range leaves out the distance 0, where the line may be lower than everywhere else.
+        lowest, highest = np.fmin(bottom.low, mean), np.fmax(top.high, mean)
+        series[index] = replace(bottom, mean=mean, low=lowest, high=highest)
     return Quantity("", series, []) if series else None
 
 

@@ -7,12 +7,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
+from batchnorm.lab.experiments.series import Quantity
+from batchnorm.lab.experiments.study import Arm, Group, Study
 from batchnorm.lab.plots import SETTINGS, Picture
 from batchnorm.lab.report.charts import PALETTE, Chart, Look, looks
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
-from batchnorm.lab.report.series import Quantity
-from batchnorm.lab.report.study import Arm, Group, Study
 from batchnorm.lab.wording import plural
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "plus": "+", "down": "v"}
@@ -69,6 +70,9 @@ def _panel(axes: Axes, chart: Chart, one: Quantity, seen: Sequence[Look]) -> Non
     axes.set_title("\n".join(filter(None, (title, one.label))), loc="left")
     label = "training steps" if chart.axis is None else chart.axis.label
     axes.set(xlabel=label, ylabel=f"{chart.label} (%)" if chart.unit == "share" else chart.label)
+    if chart.log and chart.axis is not None:  # small numbers are not written as powers
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(ScalarFormatter())
     if chart.axis is not None and chart.axis.names:
         axes.set_xticks(range(1, len(chart.axis.names) + 1), chart.axis.names)
 

@@ -10,16 +10,20 @@ from typing import Any
 from rich.console import Console
 
 from batchnorm.lab.errors import OutputError
+from batchnorm.lab.experiments.claims.form import check_table
+from batchnorm.lab.experiments.claims.run import Judged, judge
+from batchnorm.lab.experiments.numbers import Numbers, summarize
+from batchnorm.lab.experiments.study import Arm, Study, read_study, seed_of, settings_of
 from batchnorm.lab.files import reason_of, write_json, write_text
-from batchnorm.lab.page import EmbeddedPicture, embed, fill, script, text
-from batchnorm.lab.report.charts import Chart, charts, data, shown_arms
+from batchnorm.lab.page import embed, fill, script
+from batchnorm.lab.plots import Picture
+from batchnorm.lab.recording import kind_of
+from batchnorm.lab.report.charts import charts, data, shown_arms
 from batchnorm.lab.report.figures import pictures
-from batchnorm.lab.report.numbers import Numbers, summarize
-from batchnorm.lab.report.study import Arm, Study, read_study, seed_of, settings_of
 from batchnorm.lab.report.units import read_units
 from batchnorm.lab.report.wording import SPLITS, tables, verdict
 from batchnorm.lab.terminal import print_answer
-from batchnorm.lab.wording import plural
+from batchnorm.lab.wording import Table, Verdict, plural, text
 
 #: Questions that come first about a training; the page shows these up front, and every setting further down.
 ASKED = (
@@ -34,35 +38,42 @@ FIRST = ("accuracy", "ratio")
 
 @dataclass(frozen=True)
 class Report:
-    """What was made of a study.
+    """What was made of a directory of any kind, or of several runs.
 
     Attributes
     ----------
     page : Path
         The self-contained page, ``report.html``; beside it lie ``summary.json`` and ``figures/``.
-    study : Study
-        The runs, grouped.
-    numbers : Numbers
-        The numbers that the page shows.
+    tables : list of Table
+        Of the page.
+    verdict : Verdict
+        The answer.
+    status : str
+        Of a claim: holds, does not hold or inconclusive. Empty: no claim.
+    study, numbers : Study, Numbers, or None
+        The runs and their numbers; None for a claim that trains nothing.
     """
 
     page: Path
-    study: Study
-    numbers: Numbers
+    tables: list[Table]
+    verdict: Verdict
+    status: str = ""
+    study: Study | None = None
+    numbers: Numbers | None = None
 
     def show(self, to: Console) -> None:
         """Print the tables and the answer: the numbers that the page shows."""
-        answer = verdict(self.study, self.numbers)
-        print_answer(to, tables(self.study, self.numbers), answer.headline, answer.limits)
+        badge = f"{self.status[:1].upper()}{self.status[1:]}. " if self.status else ""
+        print_answer(to, self.tables, badge + self.verdict.headline, self.verdict.limits)
 
 
 def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Make summary.json, figures/ and report.html from a plan or from runs of ``batchnorm train``, finished or not.
+    """Make summary.json, figures/ and report.html from a plan, a claim, or runs of ``batchnorm train``.
 
     Parameters
     ----------
     paths : sequence of Path
-        The directory of a plan, or run directories. Those that differ in the seed alone become one curve with a band.
+        A directory of any kind, or run directories. Runs that differ in the seed alone become one curve with a band.
     out : Path, optional
         Where the page goes: a directory that is new, empty, or holds a report. None: into the directory when there is
         one, else into a new directory under ``runs``.
@@ -78,16 +89,113 @@ def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
         cannot be written.
     """
     paths = [Path(path) for path in paths]
+    if len(paths) == 1 and kind_of(paths[0]) == "claim":
+        judged = judge(paths[0])
+        return _write(paths, _folder(paths, out), judged.study, judged.numbers, judged)
     study = read_study(paths)
-    folder = _folder(paths, out)
-    numbers = summarize(study)
-    arms = shown_arms(study, numbers)
-    drawn = charts(study, numbers, read_units(study, arms))
-    write_json(folder / "summary.json", asdict(numbers))
-    figures = embed(pictures(study, arms, drawn), folder / "figures")
+    return _write(paths, _folder(paths, out), study, summarize(study), None)
+
+
+def _write(
+    paths: Sequence[Path], folder: Path, study: Study | None, numbers: Numbers | None, judged: Judged | None
+) -> Report:
+    """Write summary.json, the figures and the page of runs, of a claim, or of a claim that trained runs."""
+    values: dict[str, Any] = {"charts": [], "first": [], "script": None, "layered": "", "bands": "", "settings": None}
+    drawn_now: list[Picture] = []
+    shown, answer = [], Verdict("", [], [])
+    summary: dict[str, Any] = {}
+    if study is not None and numbers is not None:
+        arms = shown_arms(study, numbers)
+        drawn = charts(study, numbers, read_units(study, arms))
+        carried = data(study, arms, drawn)
+        drawn_now = pictures(study, arms, drawn)
+        shown, answer, summary = tables(study, numbers), verdict(study, numbers), asdict(numbers)
+        values = {
+            "charts": drawn,
+            "first": [index for index, chart in enumerate(drawn) if chart.name in FIRST],
+            "layered": _layered(carried["layers"]),
+            "bands": _bands(study.arms),
+            "script": script(carried),
+            "settings": _settings(study.arms, _every_setting(study.arms)),
+        }
+    if judged is not None:
+        findings = judged.findings
+        shown = [check_table(findings.checks), *findings.tables, *shown]
+        answer = Verdict(findings.headline, findings.numbers, [*findings.limits, *answer.limits])
+        summary = {**_claim_summary(judged), "tables": [asdict(table) for table in shown], "runs": summary}
+        values |= _of_claim(judged)
+    else:
+        assert study is not None
+        assert numbers is not None
+        values |= _of_study(study, numbers)
+    write_json(folder / "summary.json", summary)
     page = folder / "report.html"
-    write_text(page, _render(paths, study, numbers, arms, drawn, figures))
-    return Report(page, study, numbers)
+    html = fill(
+        "run.html.j2",
+        verdict=answer,
+        tables=shown,
+        # Those of a claim are shown always; those of runs where scripts do not run.
+        pictures=embed(judged.findings.pictures, folder / "figures") if judged else [],
+        figures=embed(drawn_now, folder / "figures"),
+        again=shlex.join(["batchnorm", "report", *map(str, paths)]),
+        **values,
+    )
+    write_text(page, html)
+    return Report(page, shown, answer, judged.findings.status if judged else "", study, numbers)
+
+
+def _of_study(study: Study, numbers: Numbers) -> dict[str, Any]:
+    arms = shown_arms(study, numbers)
+    question = "How did the training go?" if len(study.arms) == 1 else "What did the settings change?"
+    return {
+        "title": ", ".join(dict.fromkeys(_what(arm) for arm in arms)) if len(arms) < 3 else f"{len(arms)} arms",
+        "question": question if study.plan is None else study.plan.question,
+        "badge": "",
+        "lead": _lead(study),
+        "rule": "" if study.plan is None else study.plan.rule,
+        "asked": _asked(study),
+        "commands": _commands(study),
+        "environment": _environment(study.arms),
+        "definitions": _definitions(study, numbers),
+    }
+
+
+def _of_claim(judged: Judged) -> dict[str, Any]:
+    claim, config = judged.claim, judged.config
+    facts = [
+        ("claimed in", claim.source),
+        ("measured", claim.protocol),
+        *([("published", claim.published)] if claim.published else []),
+        *([("differs", claim.differs)] if claim.differs else []),
+        ("budget", f"{config['budget']} ({claim.cost.get(config['budget'], '')})"),
+        *((key.replace("_", " "), text(value)) for key, value in config["settings"].items()),
+    ]
+    return {
+        "title": f"Claim: {claim.name}",
+        "question": f"Claim: {claim.sentence}",
+        "badge": judged.findings.status,
+        "lead": f"Claimed in: {claim.source}.",
+        "rule": str(config.get("rule", claim.rule)),
+        "asked": {"arms": [""], "rows": [(key, [value]) for key, value in facts], "note": ""},
+        "commands": [("", str(config["command"]), [])],
+        "environment": [(key, text(value)) for key, value in judged.environment.items()],
+        "definitions": [
+            ("verdict", "Holds: every check does. Does not hold: one does not. Inconclusive: neither."),
+            *judged.findings.definitions,
+        ],
+    }
+
+
+def _claim_summary(judged: Judged) -> dict[str, Any]:
+    checks = [{**asdict(check), "status": check.status, "kept": check.kept} for check in judged.findings.checks]
+    return {
+        "claim": judged.claim.name,
+        "budget": judged.config["budget"],
+        "verdict": judged.findings.status,
+        "headline": judged.findings.headline,
+        "published": judged.claim.published,
+        "checks": checks,
+    }
 
 
 def _folder(paths: Sequence[Path], out: Path | None) -> Path:
@@ -109,40 +217,6 @@ def _folder(paths: Sequence[Path], out: Path | None) -> Path:
             f"cannot write the report to {folder}: {reason_of(error)}; give --out a writable place"
         ) from error
     return folder
-
-
-def _render(
-    paths: Sequence[Path],
-    study: Study,
-    numbers: Numbers,
-    arms: Sequence[Arm],
-    drawn: Sequence[Chart],
-    figures: Sequence[EmbeddedPicture],
-) -> str:
-    carried = data(study, arms, drawn)
-    question = "How did the training go?" if len(study.arms) == 1 else "What did the settings change?"
-    return fill(
-        "run.html.j2",
-        title=", ".join(dict.fromkeys(_what(arm) for arm in arms)) if len(arms) < 3 else f"{len(arms)} arms",
-        question=question if study.plan is None else study.plan.question,
-        badge="",
-        lead=_lead(study),
-        verdict=verdict(study, numbers),
-        rule="" if study.plan is None else study.plan.rule,
-        tables=tables(study, numbers),
-        figures=figures,
-        charts=drawn,
-        first=[index for index, chart in enumerate(drawn) if chart.name in FIRST],
-        layered=_layered(carried["layers"]),
-        bands=_bands(study.arms),
-        script=script(carried),
-        asked=_asked(study),
-        settings=_settings(study.arms, _every_setting(study.arms)),
-        commands=_commands(study),
-        again=shlex.join(["batchnorm", "report", *map(str, paths)]),
-        environment=_environment(study.arms),
-        definitions=_definitions(study, numbers),
-    )
 
 
 def _commands(study: Study) -> list[tuple[str, str, list[str]]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.lab.experiments.study import Arm, Study, seed_of, settings_of
 from batchnorm.lab.recording import TrainRun
-from batchnorm.lab.report.study import Arm, Study, seed_of, settings_of
 from batchnorm.lab.rules import drift, settled_step
 
 Floats = NDArray[np.float64]

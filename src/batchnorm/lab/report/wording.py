@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from batchnorm.lab.page import text
-from batchnorm.lab.report.numbers import ArmNumbers, GroupNumbers, Numbers, RunNumbers, evaluation_spacing
-from batchnorm.lab.report.study import Arm, Study, seed_of, settings_of
+from batchnorm.lab.experiments.numbers import ArmNumbers, GroupNumbers, Numbers, RunNumbers, evaluation_spacing
+from batchnorm.lab.experiments.study import Arm, Study, seed_of, settings_of
 from batchnorm.lab.rules import SAME, Ratio, Spread
-from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural
+from batchnorm.lab.wording import Table, Verdict, count, factor, percent, plural, text
 
 SPLITS = {"test": "test", "validation": "validation", "train_evaluation": "training"}
 ENDED_BADLY = ("diverged", "interrupted", "failed")
@@ -215,6 +214,8 @@ def _alone(numbers: Numbers) -> str:
     steps = max(run.step for run in arm.runs)
     if arm.basis in {"diverged", "failed"}:
         every = "The run" if len(arm.runs) == 1 else f"Every one of {len(arm.runs)} runs"
+        if len(arm.runs) == 1 and arm.runs[0].reason:
+            return f"The run {arm.basis}: {arm.runs[0].reason}."
         return f"{every} {arm.basis} after {plural_steps(steps)}."
     if steps == 0:
         return "Nothing was trained before the run ended."

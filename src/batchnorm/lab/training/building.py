@@ -114,6 +114,15 @@ def make_subject(
 def load_data(config: TrainConfig) -> Dataset:
     """Load the data that a config names.
 
+    Parameters
+    ----------
+    config : TrainConfig
+        The settings.
+
+    Returns
+    -------
+    Dataset
+
     Raises
     ------
     LabError

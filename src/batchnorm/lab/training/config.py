@@ -14,7 +14,7 @@ ScheduleName = Literal["constant", "step", "cosine", "linear", "exponential", "i
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Statistics = Literal["running", "population"]
 Penalized = Literal["weights", "all"]
-ProbeName = Literal["activations", "gradients", "running", "shift", "landscape"]
+ProbeName = Literal["activations", "gradients", "running", "input_shift", "shift", "landscape"]
 
 #: What may differ when a run is resumed: none of it changes a step that was or will be taken, but for its length.
 MAY_CHANGE = (
@@ -238,8 +238,9 @@ class TrainConfig:
     """Steps between records of the training loss."""
 
     probes: tuple[ProbeName, ...] = ("activations", "gradients", "running")
-    """What is measured inside the network. activations, gradients and running are cheap; shift (internal covariate
-    shift) and landscape cost many passes. With no value: nothing."""
+    """What is measured inside the network. activations, gradients and running are cheap; input_shift and shift
+    (internal covariate shift, of distributions and of gradients) and landscape cost further passes. With no value:
+    nothing."""
 
     probe_every: int | None = None
     """Steps between measurements of the probes. None: a hundredth of the run, at least 25."""

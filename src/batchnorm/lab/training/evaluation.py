@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 import batchnorm
 from batchnorm.lab.data import Dataset, Examples, Loader
@@ -111,11 +109,7 @@ def evaluate(
     -------
     Score
     """
-    top = {"accuracy": 1, **({"top5_accuracy": TOP} if classes > TOP else {})}
-    accuracies = MetricCollection(
-        {name: MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False) for name, k in top.items()}
-    ).to(fabric.device)
-    losses = torch.zeros(2, dtype=torch.float64, device=_wide(fabric))
+    sums = torch.zeros(4, dtype=torch.float64, device=_wide(fabric))  # loss, right, right among five, examples
     loader = Loader(
         examples,
         batch_size,
@@ -134,13 +128,11 @@ def evaluate(
             with fabric.autocast():
                 scores = model(x)
             scores = scores.float()
-            losses[0] += nn.functional.cross_entropy(scores, y, reduction="sum").to(losses)
-            losses[1] += len(y)
-            accuracies.update(scores, y)
-    loss, count = total(fabric, losses).tolist()
-    # torchmetrics gives float32; the share of so many examples is known exactly.
-    values = {name: round(float(value) * count) / count for name, value in accuracies.compute().items()}
-    return Score(loss / count, values["accuracy"], values.get("top5_accuracy"))
+            right = scores.topk(min(TOP, classes)).indices == y.unsqueeze(1)
+            loss = nn.functional.cross_entropy(scores, y, reduction="sum")
+            sums += torch.stack([loss, right[:, 0].sum(), right.sum(), torch.tensor(len(y))]).to(sums)
+    loss_sum, first, among, count = total(fabric, sums).tolist()
+    return Score(loss_sum / count, first / count, among / count if classes > TOP else None)
 
 
 def with_population_statistics(

@@ -78,6 +78,15 @@ def _leave() -> None:
 def choose_device(asked: str) -> str:
     """Return the accelerator that ``asked`` names; "auto" takes a GPU if there is one.
 
+    Parameters
+    ----------
+    asked : {'auto', 'cpu', 'cuda', 'mps'}
+        The setting.
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     LabError

@@ -100,7 +100,7 @@ class Training:
 
     Parameters
     ----------
-    config, resume, dataset, model, talk
+    config, resume, dataset, model, talk : object
         As for :func:`train`.
     asked_to_stop : callable
         Return True to end after the present step, with a checkpoint.
@@ -273,6 +273,15 @@ def train(
 
 def read_settings(path: Path) -> TrainConfig:
     """Read the settings of a run directory.
+
+    Parameters
+    ----------
+    path : Path
+        The directory.
+
+    Returns
+    -------
+    TrainConfig
 
     Raises
     ------

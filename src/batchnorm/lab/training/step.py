@@ -33,7 +33,7 @@ class Run:
     Attributes
     ----------
     wrapped, optimizer : Module, Optimizer
-        As Fabric wrapped them, for forward and backward passes in training.
+        For forward and backward passes in training: as Fabric wrapped them, where it has something to do.
     plain_optimizer : Optimizer
         As it was, for checkpoints and probes.
     """
@@ -45,6 +45,10 @@ class Run:
         self.plain_optimizer = make_optimizer(model, config)
         network: Any = torch.compile(model) if config.compile else model
         self.wrapped, self.optimizer = fabric.setup(network, self.plain_optimizer)
+        self._backward: Callable[[Tensor], None] = fabric.backward
+        if fabric.world_size == 1 and config.precision == "32":
+            # The wrappers have nothing to do, and cost 0.15 ms a step: a quarter of one of the mlp.
+            self.wrapped, self.optimizer, self._backward = network, self.plain_optimizer, Tensor.backward
 
     def step(self, batch: Batch, lr: float, probes: Sequence[Probe] = ()) -> tuple[Tensor, dict[str, Reading]]:
         """Update the parameters once.
@@ -90,7 +94,7 @@ class Run:
             share = len(y) * self.fabric.world_size / self.config.batch_size
             with self._apart(number < len(pieces)):
                 loss = self._loss(network, x, y) * share
-                self.fabric.backward(loss)
+                self._backward(loss)
             losses.append(loss.detach())
         return sum(losses[1:], start=losses[0])
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.lab.experiments.study import Arm, seed_of
 from batchnorm.lab.recording import Record, TrainRun
-from batchnorm.lab.report.study import Arm, seed_of
 
 Floats = NDArray[np.float64]
 

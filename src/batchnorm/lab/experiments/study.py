@@ -13,8 +13,8 @@ from typing import Any
 from batchnorm.lab.errors import OutputError
 from batchnorm.lab.experiments.plan import Plan, read_plan
 from batchnorm.lab.files import read_mapping
-from batchnorm.lab.page import text
 from batchnorm.lab.recording import TrainRun, kind_of, read_train_run
+from batchnorm.lab.wording import text
 
 #: Settings about what is written and looked at, not about what is trained: they do not make another arm.
 NOT_COMPARED = frozenset({
@@ -151,11 +151,27 @@ def read_study(paths: Sequence[Path]) -> Study:
         if resolved.count(real) > 1:
             raise OutputError(f"{path} is given twice; give each run directory once")
     if len(paths) == 1 and kind_of(paths[0]) == "plan":
-        return _of_plan(paths[0])
+        return read_plan_study(paths[0])
     return _of_runs([read_train_run(path) for path in paths])
 
 
-def _of_plan(path: Path) -> Study:
+def read_plan_study(path: Path) -> Study:
+    """Read the cells of a plan that were begun.
+
+    Parameters
+    ----------
+    path : Path
+        A directory with plan.json.
+
+    Returns
+    -------
+    Study
+
+    Raises
+    ------
+    OutputError
+        It holds no plan or no run yet, or is damaged.
+    """
     plan = read_plan(path)
     begun = [cell for cell in plan.cells if (cell.directory(path) / "config.json").is_file()]
     if not begun:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from batchnorm.lab.claims.pointsets import generate, load
 from batchnorm.lab.errors import DataError
+from batchnorm.lab.experiments.claims.regularizers import generate, load
 
 POINTS = generate(0)
 

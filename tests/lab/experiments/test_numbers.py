@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from batchnorm.lab.experiments.numbers import best_evaluation, deciding_split, summarize
+from batchnorm.lab.experiments.study import read_study
 from batchnorm.lab.recording import Recorder
-from batchnorm.lab.report.numbers import best_evaluation, deciding_split, summarize
-from batchnorm.lab.report.study import read_study
 from batchnorm.lab.report.wording import clock, tables, verdict
 from lab.synthetic_train import ENVIRONMENT, config, write_records
 

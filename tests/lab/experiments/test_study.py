@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm.lab.errors import OutputError
-from batchnorm.lab.report.study import read_study
+from batchnorm.lab.experiments.study import read_study
 from lab.synthetic_train import write_records
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from batchnorm.lab import rules
+from batchnorm.lab.experiments.series import Track, number, track
+from batchnorm.lab.experiments.study import Arm, Group, Study, seed_of
 from batchnorm.lab.recording import TrainRun
-from batchnorm.lab.report.series import Track, number, track
-from batchnorm.lab.report.study import Arm, Group, Study, seed_of
 from batchnorm.lab.rules import Best, Ratio, Reach, Spread
 
 SPLITS = ("test", "validation", "train_evaluation")

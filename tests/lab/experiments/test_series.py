@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from batchnorm.lab.report.series import Track, combine, quantity, thin, track
-from batchnorm.lab.report.study import read_study
+from batchnorm.lab.experiments.series import Track, combine, quantity, thin, track
+from batchnorm.lab.experiments.study import read_study
 from lab.synthetic_train import write_records, write_run
 
 NAN = np.nan
