@@ -1,6 +1,6 @@
 // Activations and their derivatives on vectors. Accuracy is measured over 4 million floats of each range: in ulp of the
-// result, or in eps = 2^-23 of max(1, |result|) where a small result is a difference of large numbers. The float64 forms
-// call the C library lane by lane.
+// result, or in eps = 2^-23 of max(1, |result|) where a small result is a difference of large numbers. The float64
+// forms call the C library lane by lane.
 #pragma once
 
 #include <math.h>
@@ -45,7 +45,8 @@ inline VF exp(VF all) {
 // 2.5 ulp on [-87, 88]; its slope s (1 - s): 0.75 eps.
 inline VF sigmoid(VF z) { return 1.0f / (1.0f + exp(-z)); }
 
-// 1.3 ulp on all floats; its slope 1 - t^2: 1 eps. Near zero by its series, since 1 - 2 / (exp(2z) + 1) loses the digits of small results.
+// 1.3 ulp on all floats; its slope 1 - t^2: 1 eps. Near zero by its series, since 1 - 2 / (exp(2z) + 1) loses the
+// digits of small results.
 inline VF tanh(VF z) {
   const VF a = z < 0.0f ? -z : z;
   const VF far = 1.0f - 2.0f / (exp(a + a) + 1.0f);

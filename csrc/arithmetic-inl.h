@@ -77,14 +77,21 @@ struct Formula {
             centred * channel.invstd + channel.x_hat_shift};
   }
 
-  // dx where the statistics are constants, and what their dependence on x adds.
+  // The part of dx that comes through the statistics.
   template <class N>
-  static V dx(const Channel<N>& channel, const Gradient& gradient) {
-    return gradient.dz * channel.scale;
+  static V through_statistics(const Gradient& gradient, const Correction<N>& correction) {
+    return gradient.x_hat * correction.of_x_hat + correction.constant;
+  }
+
+  // All of it; `through` is 0 where the statistics are constants. One expression, so that it is contracted to one
+  // rounding with masks and without.
+  template <class N>
+  static V dx(const Channel<N>& channel, V dz, V through) {
+    return dz * channel.scale + through;
   }
   template <class N>
-  static V dx(const Channel<N>& channel, const Gradient& gradient, const Correction<N>& correction) {
-    return gradient.dz * channel.scale + (gradient.x_hat * correction.of_x_hat + correction.constant);
+  static V dx(const Channel<N>& channel, V dz) {
+    return dz * channel.scale;
   }
 };
 

@@ -1,7 +1,7 @@
 // The border between Python and the kernels: the functions that batchnorm/kernels/native.py calls. Here the values of
-// kernels/interface.py become one Call, and results are allocated; what is computed is in target-inl.h. A function returns
-// None (or False) where an argument does not lie as the kernels need it: native.py then copies it, and calls again. The
-// interpreter lock is released while a kernel runs.
+// kernels/interface.py become one Call, and results are allocated; what is computed is in target-inl.h. A function
+// returns None (or False) where an argument does not lie as the kernels need it: native.py then copies it, and calls
+// again. The interpreter lock is released while a kernel runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -69,7 +69,8 @@ void set_target(const std::string& name) {
 
 nb::handle field(nb::handle named_tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(named_tuple.ptr(), i); }
 
-// A (C,) vector, or with `groups` a (G, C) tensor, as the kernels read it: contiguous. False where it must be copied first.
+// A (C,) vector, or with `groups` a (G, C) tensor, as the kernels read it: contiguous. False where it must be copied
+// first.
 bool see_numbers(nb::handle object, int64_t groups, int64_t channels, View& seen) {
   if (!batchnorm::view(object.ptr(), seen) || seen.values() != groups * channels) return false;
   const int last = seen.dimensions - 1;
@@ -124,6 +125,7 @@ class Arguments {
     see_vector(field(object, 1), call.affine.bias, call.affine.bias_dtype);
     see_like_x(field(object, 2), call.residual);
     call.activation = activation(field(object, 3));
+    see_mask(field(object, 4), call.kept);
   }
 
   // interface.Statistics: (mean, var, count).
@@ -186,13 +188,29 @@ class Arguments {
   // interface.Reduction: (group_size, mask). None: the statistics are constants.
   void see_reduction(nb::handle object) {
     depends_ = !object.is_none();
-    if (!depends_ || field(object, 0).is_none()) return;
+    if (!depends_) return;
+    see_mask(field(object, 1), call.members);
+    if (field(object, 0).is_none()) return;
     const auto samples = std::min(nb::cast<int64_t>(field(object, 0)), x_.shape[0]);
     call.group = samples * (call.shape.outer / x_.shape[0]);
   }
 
   bool find_walk_like(const View& tensor, Walk& found) const {
     return batchnorm::find_walk(tensor, call.shape.rows ? Form::kRows : Form::kPlanes, found);
+  }
+
+  // A contiguous tensor of shape (N, 1, *S).
+  void see_mask(nb::handle object, batchnorm::Mask& mask) {
+    if (!ok || object.is_none()) return;
+    View seen;
+    ok = batchnorm::view_mask(object.ptr(), seen) && seen.dimensions == x_.dimensions;
+    int64_t stride = 1;
+    for (int i = x_.dimensions - 1; ok && i >= 0; --i) {
+      const int64_t size = i == 1 ? 1 : x_.shape[i];
+      ok = seen.shape[i] == size && (size == 1 || seen.strides[i] == stride);
+      stride *= size;
+    }
+    mask = static_cast<batchnorm::Mask>(seen.data);
   }
 
   void see_vector(nb::handle object, const void*& data, Dtype& dtype) {
@@ -224,7 +242,8 @@ class Arguments {
     for (size_t i = 0; i < std::size(kActivations); ++i)
       if (name.ptr() == names[i]) return static_cast<Activation>(i + 1);
     for (size_t i = 0; i < std::size(kActivations); ++i)  // a name that was put together at run time
-      if (PyUnicode_Check(name.ptr()) && PyUnicode_Compare(name.ptr(), names[i]) == 0) return static_cast<Activation>(i + 1);
+      if (PyUnicode_Check(name.ptr()) && PyUnicode_Compare(name.ptr(), names[i]) == 0)
+        return static_cast<Activation>(i + 1);
     throw std::invalid_argument("unknown activation " + nb::cast<std::string>(nb::repr(name)));
   }
 
@@ -341,11 +360,11 @@ bool all_finite(const double* values, int64_t count) {
   return zero == 0;
 }
 
-// Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased, so
-// a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Returns how many
-// groups have entered, or None where something must be copied first.
-nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle statistics, double factor,
-                  bool finite_only) {
+// Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased,
+// so a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Returns how
+// many groups have entered, or None where something must be copied first.
+nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle statistics,
+                  const std::vector<double>& factors, bool finite_only) {
   View running[2], of_groups[2], count;
   if (!batchnorm::view(field(statistics, 2).ptr(), count) || count.dtype != Dtype::kFloat64 ||
       !batchnorm::view(field(statistics, 0).ptr(), of_groups[0]) || of_groups[0].dimensions != 2)
@@ -366,6 +385,7 @@ nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle st
     if (!(values_in_group >= 2)) continue;
     if (finite_only && !(all_finite(found[0], channels) && all_finite(found[1], channels))) continue;
     ++entered;
+    const double factor = factors[factors.size() == 1 ? 0 : static_cast<size_t>(g)];
     for (int i : {0, 1}) {
       const double unbiased = i == 0 ? 1 : values_in_group / (values_in_group - 1);
       settings.kernels->read(running[i].data, running[i].dtype, channels, values.get());
@@ -450,7 +470,8 @@ NB_MODULE(_native, m) {
   m.def("empty_like", empty_like, nb::sig("def empty_like(x: torch.Tensor) -> torch.Tensor | None"), nb::arg(),
         "Return a new tensor as a kernel makes it for its results.");
   m.def("fit", fit,
-        nb::sig("def fit(x: torch.Tensor, residual: torch.Tensor | None, vectors: tuple[torch.Tensor | None, ...]) -> bool"),
+        nb::sig("def fit(x: torch.Tensor, residual: torch.Tensor | None, "
+                "vectors: tuple[torch.Tensor | None, ...]) -> bool"),
         nb::arg(), none, nb::arg(), "Return whether plain tensors go together as functional.py demands.");
   // The kernels, and the arithmetic of running statistics.
   m.def("collect", collect, nb::sig("def collect(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
@@ -458,7 +479,8 @@ NB_MODULE(_native, m) {
         nb::arg(), nb::arg(), nb::arg());
   m.def("normalize", normalize, nb::sig("def normalize(" X STATISTICS REST " -> torch.Tensor | None"), nb::arg(),
         nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
-  m.def("normalize_into", normalize_into, nb::sig("def normalize_into(out: torch.Tensor, " X STATISTICS REST " -> bool"),
+  m.def("normalize_into", normalize_into,
+        nb::sig("def normalize_into(out: torch.Tensor, " X STATISTICS REST " -> bool"),
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("forward", forward,
         nb::sig("def forward(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
@@ -478,6 +500,7 @@ NB_MODULE(_native, m) {
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("update", update,
         nb::sig("def update(running_mean: torch.Tensor, running_var: torch.Tensor, "
-                "statistics: batchnorm.kernels.interface.Statistics, factor: float, finite_only: bool) -> int | None"),
+                "statistics: batchnorm.kernels.interface.Statistics, factors: list[float], "
+                "finite_only: bool) -> int | None"),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

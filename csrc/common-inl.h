@@ -22,8 +22,8 @@ inline int64_t threads_for(const Call& call, int64_t tasks) {
   return values < kSerial ? 1 : at_most(call.threads, tasks);
 }
 
-// Give each thread a contiguous range of tasks: body(first task, last task). Which thread runs a task never changes what
-// the task computes.
+// Give each thread a contiguous range of tasks: body(first task, last task). Which thread runs a task never changes
+// what the task computes.
 template <class Body>
 inline void share_tasks(const Call& call, int64_t tasks, const Body& body) {
   const int64_t wanted = threads_for(call, tasks);
@@ -123,8 +123,8 @@ inline void put_element(void* vector, Dtype dtype, int64_t c, double value) {
   }
 }
 
-// One value in float64. The moments of a channel whose squares overflow the arithmetic, or that holds values that are not
-// finite, are taken from these, value by value: slow, but right.
+// One value in float64. The moments of a channel whose squares overflow the arithmetic, or that holds values that are
+// not finite, are taken from these, value by value: slow, but right.
 template <class T>
 inline double value_at(const T* p) {
   if constexpr (__is_same(T, float) || __is_same(T, double)) return static_cast<double>(*p);

@@ -43,8 +43,11 @@ struct Affine {
   Dtype weight_dtype, bias_dtype;
 };
 
-// Everything that a kernel reads and writes. Statistics and sums are float64, of shape (G, C) for G groups: `collect` and
-// `forward` write the statistics, `reduce` and `backward` the sums, and the others read them.
+// One byte, 0 or 1, for each sample and place, contiguous in this order, whatever the layout of x; null: 1 everywhere.
+using Mask = const uint8_t*;
+
+// Everything that a kernel reads and writes. Statistics and sums are float64, of shape (G, C) for G groups: `collect`
+// and `forward` write the statistics, `reduce` and `backward` the sums, and the others read them.
 struct Call {
   Shape shape;
   int64_t group;  // Shape::outer of a group; the last group may have less
@@ -54,6 +57,8 @@ struct Call {
   double *mean, *var;
   double* count;  // (G,): values per channel of each group; null: the statistics are constants
   double *sum_dy, *sum_dy_xhat;
+  Mask members;  // the values that enter the statistics
+  Mask kept;     // the outputs to keep; 0 elsewhere, as are their gradients
   Affine affine;
   double eps;
   Activation activation;

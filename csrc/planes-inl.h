@@ -1,18 +1,23 @@
 // (N, C, *S) with contiguous planes of S values.
 //
 //            channel 0   channel 1   channel 2
-//   sample 0 [ plane  ]  [ plane  ]  [ plane  ]      piece   at most kPiece values of one channel: some whole planes, or
-//   sample 1 [ plane  ]  [ plane  ]  [ plane  ]              a section of one. Its sums are taken in one go.
+//   sample 0 [ plane  ]  [ plane  ]  [ plane  ]      piece   at most kPiece values of one channel: some whole planes,
+//   sample 1 [ plane  ]  [ plane  ]  [ plane  ]              or a section of one. Its sums are taken in one go.
 //   sample 2 [ plane  ]  [ plane  ]  [ plane  ]      line    a piece's values in one plane: the innermost loop.
 //   ...                                              part    consecutive pieces of a channel, where few channels would
 //            <----- bundle ------>                           leave threads without work. Else a channel is one part.
 //                                                    bundle  neighbouring channels of small planes, read together.
 //
 // `forward` and `backward` take a bundle as a task, where a channel is one part: the second pass finds it in cache.
-// `collect` and `reduce` take a part, `normalize` and `apply` a run of lines in the order of memory. Pieces and parts are
-// cut by the shape alone, and sums of parts are merged in their order: results do not depend on the number of threads.
+// `collect` and `reduce` take a part, `normalize` and `apply` a run of lines in the order of memory. Pieces and parts
+// are cut by shape and mask alone, and sums of parts are merged in their order: results do not depend on the number of
+// threads.
 //
-// Accuracy: a piece is summed in the arithmetic's lanes, centred by its own mean before squaring, and merged in float64.
+// With a mask, sums are taken over a selection: pieces of exactly kPiece values that it lets through, compressed into a
+// block of the first cache unless they are one line already. Sums are then the same to the bit whatever lies between.
+//
+// Accuracy: a piece is summed in the arithmetic's lanes, centred by its own mean before squaring, and merged in
+// float64.
 #pragma once
 
 #include "arithmetic-inl.h"
@@ -23,11 +28,103 @@
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {
 
-constexpr int64_t kPiece = 2048;         // values whose sums one lane-wise accumulator takes: 8 KB of float32, half of L1
+constexpr int64_t kPiece = 2048;         // values whose sums one lane-wise accumulator takes: 8 KB of float32
 constexpr int64_t kEnoughChannels = 32;  // tasks that keep the threads of a large machine busy
 
 // Bytes: of planes that are read in bundles; of a bundle, which stays in the second cache; of its run in one sample.
 constexpr int64_t kSmallPlane = 1024, kBundle = 1 << 18, kRun = 1 << 13;
+
+// The pieces of a channel, and the parts that they make.
+struct Pieces {
+  int64_t pieces, parts;
+
+  static int64_t parts_of(int64_t pieces, int64_t channels) {
+    return channels >= kEnoughChannels ? 1 : at_least(at_most(pieces, divide_up(kEnoughChannels, channels)), 1);
+  }
+
+  // Call body(piece) for those of a task of `collect` or `reduce`: a part of a channel.
+  template <class Body>
+  void for_each_piece(int64_t task, const Body& body) const {
+    const int64_t part = task % parts;
+    for (int64_t piece = pieces * part / parts; piece < pieces * (part + 1) / parts; ++piece) body(piece);
+  }
+};
+
+// Pieces of all values, cut by the shape.
+struct PiecesOfAll : Pieces {
+  int64_t samples, inner, planes_per_piece, pieces_per_plane;
+
+  explicit PiecesOfAll(const Shape& shape)
+      : Pieces{0, 0},
+        samples(shape.outer),
+        inner(shape.inner),
+        planes_per_piece(at_least(kPiece / inner, 1)),
+        pieces_per_plane(divide_up(inner, kPiece)) {
+    pieces = inner > kPiece ? samples * pieces_per_plane : divide_up(samples, planes_per_piece);
+    parts = parts_of(pieces, shape.channels);
+  }
+  // As a position among the values of a channel.
+  int64_t first(int64_t piece) const {
+    if (inner > kPiece) return piece / pieces_per_plane * inner + piece % pieces_per_plane * kPiece;
+    return piece * planes_per_piece * inner;
+  }
+  int64_t values_in(int64_t piece) const {
+    if (inner > kPiece) return at_most(kPiece, inner - piece % pieces_per_plane * kPiece);
+    return at_most(planes_per_piece, samples - piece * planes_per_piece) * inner;
+  }
+};
+
+// Pieces of the values that a mask lets through, as positions in the mask; they are the same for each channel.
+struct PiecesOfSelection : Pieces {
+  struct Piece {
+    int64_t first, last, count;
+    bool is_line;
+  };
+  Mask mask;
+  Scratch<Piece> piece;
+
+  PiecesOfSelection(const Shape& shape, Mask mask)
+      : Pieces{0, 0}, mask(mask), piece(shape.outer * shape.inner / kPiece + 1) {
+    const int64_t positions = shape.outer * shape.inner;
+    int64_t open = 0;  // values that the last piece still takes
+    for (int64_t begin = 0; begin < positions; begin += 8) {
+      const int64_t end = at_most(begin + 8, positions);
+      uint64_t bytes = 0;
+      __builtin_memcpy(&bytes, mask + begin, static_cast<size_t>(end - begin));
+      const auto valid = static_cast<int64_t>((bytes * 0x0101010101010101u) >> 56);
+      if (valid == 0) continue;
+      if (valid <= open) {  // they are all of the piece that is open
+        open -= valid;
+        piece[pieces - 1].count += valid;
+        piece[pieces - 1].last = begin + (63 - __builtin_clzll(bytes)) / 8;
+        continue;
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        if (mask[i] == 0) continue;
+        if (open == 0) {
+          piece[pieces++] = {i, i, 0, false};
+          open = kPiece;
+        }
+        --open;
+        ++piece[pieces - 1].count;
+        piece[pieces - 1].last = i;
+      }
+    }
+    for (int64_t i = 0; i < pieces; ++i) {
+      auto& [first, last, count, is_line] = piece[i];
+      is_line = last - first + 1 == count && first / shape.inner == last / shape.inner;
+    }
+    parts = parts_of(pieces, shape.channels);
+  }
+  int64_t values_in(int64_t i) const { return piece[i].count; }
+};
+
+struct Ones {
+  uint8_t bytes[kPiece];
+  constexpr Ones() : bytes{} {
+    for (uint8_t& byte : bytes) byte = 1;
+  }
+};
 
 // The walk, and the statistics, which do not depend on what follows.
 template <class T>
@@ -38,16 +135,12 @@ class PlaneWalk {
         samples_(call.shape.outer),
         channels_(call.shape.channels),
         inner_(call.shape.inner),
-        planes_per_piece_(at_least(kPiece / at_least(inner_, 1), 1)),
-        pieces_per_plane_(inner_ > kPiece ? divide_up(inner_, kPiece) : 1),
-        pieces_(inner_ > kPiece ? samples_ * pieces_per_plane_ : divide_up(samples_, planes_per_piece_)),
-        parts_(channels_ >= kEnoughChannels ? 1 : at_most(pieces_, divide_up(kEnoughChannels, channels_))),
+        all_(call.shape),
         bundle_(at_most(bundle(samples_, inner_ * kSize), at_least(channels_ / (2 * call.threads), 1))) {}
 
   void collect() const {
-    Scratch<Moments> parts(channels_ * parts_);
-    for_each_task(call_, channels_ * parts_, [&](int64_t task) { parts[task] = moments(task); });
-    for (int64_t c = 0; c < channels_; ++c) keep_statistics(c, parts.data() + c * parts_);
+    if (call_.members == nullptr) collect(all_);
+    else collect(PiecesOfSelection(call_.shape, call_.members));
   }
 
  protected:
@@ -60,6 +153,14 @@ class PlaneWalk {
     int64_t n, c, first, length;
   };
 
+  template <class AnyPieces>
+  void collect(const AnyPieces& pieces) const {
+    Scratch<Moments> parts(channels_ * pieces.parts);
+    for_each_task(call_, channels_ * pieces.parts, [&](int64_t task) { parts[task] = moments(pieces, task); });
+    for (int64_t c = 0; c < channels_; ++c)
+      keep_statistics(c, origin(pieces, c), parts.data() + c * pieces.parts, pieces.parts);
+  }
+
   static const T* at(const Input& t, const Line& line) {
     return static_cast<const T*>(t.data) + line.n * t.outer_stride + line.c * t.channel_stride + line.first;
   }
@@ -70,29 +171,29 @@ class PlaneWalk {
     return call_.streams && is_streamable<T>(t.data, t.outer_stride, t.channel_stride);
   }
 
-  // The processor foresees a walk only as far as the page, and the next plane is further away: a first pass asks for the
-  // next piece while it works on this one, that of the next channel at the end. How far that is, in elements; an address
-  // beyond the tensor is harmless.
-  int64_t ahead(Input t, int64_t piece) const {
-    const int64_t here = offset(t, piece);
-    return piece + 1 < pieces_ ? offset(t, piece + 1) - here : offset(t, 0) + t.channel_stride - here;
+  // The processor foresees a walk only as far as the page, and the next plane is further away: a first pass asks for
+  // the next piece while it works on this one, that of the next channel at the end. How far that is, in elements; an
+  // address beyond the tensor is harmless.
+  int64_t ahead(const Input& t, int64_t piece) const {
+    const int64_t here = offset(t, all_.first(piece));
+    return piece + 1 < all_.pieces ? offset(t, all_.first(piece + 1)) - here : t.channel_stride - here;
   }
 
-  int64_t offset(Input t, int64_t piece) const {
-    if (inner_ <= kPiece) return piece * planes_per_piece_ * t.outer_stride;
-    return piece / pieces_per_plane_ * t.outer_stride + piece % pieces_per_plane_ * kPiece;
+  // Of a position among the values of a channel, in elements.
+  int64_t offset(const Input& t, int64_t position) const {
+    return position / inner_ * t.outer_stride + position % inner_;
   }
 
-  // Channels of a bundle, given the samples and the bytes of a plane. Each channel's result is the same in any bundle, so
-  // the number of threads may have a say: a bundle is a task, and no thread should be without.
+  // Channels of a bundle, given the samples and the bytes of a plane. Each channel's result is the same in any bundle,
+  // so the number of threads may have a say: a bundle is a task, and no thread should be without.
   static int64_t bundle(int64_t samples, int64_t plane) {
     return plane > kSmallPlane ? 1 : at_least(at_most(kBundle / (samples * plane), kRun / plane), 1);
   }
 
   static void prefetch(const T* p) { __builtin_prefetch(p); }
 
-  // Small planes are too short for the processor to foresee anything: those of a bundle, which are contiguous in a sample,
-  // are asked for together, sample by sample.
+  // Small planes are too short for the processor to foresee anything: those of a bundle, which are contiguous in a
+  // sample, are asked for together, sample by sample.
   template <bool write, class Tensor>
   void warm(const Tensor& t, int64_t c0, int64_t c1) const {
     if (bundle_ == 1 || t.channel_stride != inner_) return;
@@ -113,9 +214,10 @@ class PlaneWalk {
   // Call body(line) for everything, in the order of memory. No line is longer than a piece; short ones share a task.
   template <class Body>
   void for_each_line(const Body& body) const {
-    const int64_t run = at_least(kPiece / inner_, 1), runs = divide_up(channels_, run) * pieces_per_plane_;
+    const int64_t run = at_least(kPiece / inner_, 1), runs = divide_up(channels_, run) * all_.pieces_per_plane;
     for_each_task(call_, samples_ * runs, [&](int64_t task) {
-      const int64_t n = task / runs, piece = task % pieces_per_plane_, c0 = task % runs / pieces_per_plane_ * run;
+      const int64_t n = task / runs, piece = task % all_.pieces_per_plane;
+      const int64_t c0 = task % runs / all_.pieces_per_plane * run;
       const int64_t first = piece * kPiece, length = at_most(kPiece, inner_ - first);
       for (int64_t c = c0; c < at_most(c0 + run, channels_); ++c) body(Line{n, c, first, length});
     });
@@ -125,7 +227,7 @@ class PlaneWalk {
   template <class Body>
   void for_each_line_of(int64_t c0, int64_t c1, const Body& body) const {
     if (c1 - c0 == 1)
-      for (int64_t piece = pieces_; piece-- > 0;) for_each_line_in(piece, c0, body);
+      for (int64_t piece = all_.pieces; piece-- > 0;) for_each_line_in(piece, c0, body);
     else
       for (int64_t n = samples_; n-- > 0;)
         for (int64_t c = c0; c < c1; ++c) body(Line{n, c, 0, inner_});
@@ -135,107 +237,155 @@ class PlaneWalk {
   template <class Body>
   void for_each_line_in(int64_t piece, int64_t c, const Body& body) const {
     if (inner_ > kPiece) {
-      const int64_t first = piece % pieces_per_plane_ * kPiece;
-      body(Line{piece / pieces_per_plane_, c, first, at_most(kPiece, inner_ - first)});
+      const int64_t first = piece % all_.pieces_per_plane * kPiece;
+      body(Line{piece / all_.pieces_per_plane, c, first, at_most(kPiece, inner_ - first)});
     } else {
-      const int64_t n0 = piece * planes_per_piece_, n1 = at_most(n0 + planes_per_piece_, samples_);
+      const int64_t n0 = piece * all_.planes_per_piece, n1 = at_most(n0 + all_.planes_per_piece, samples_);
       for (int64_t n = n0; n < n1; ++n) body(Line{n, c, 0, inner_});
     }
   }
 
-  int64_t values_in(int64_t piece) const {
-    if (inner_ > kPiece) return at_most(kPiece, inner_ - piece % pieces_per_plane_ * kPiece);
-    return at_most(planes_per_piece_, samples_ - piece * planes_per_piece_) * inner_;
+  // Call body(lines, ahead) for one piece of a channel: lines(each) calls each(pointers, number of values), a pointer
+  // for each of the tensors, for every line; the next piece is ahead[t] elements further in tensor t.
+  template <int n, class Body>
+  void with_lines(const PiecesOfAll&, int64_t piece, int64_t c, const Input* const (&tensors)[n],
+                  const Body& body) const {
+    int64_t next[n];
+    for (int t = 0; t < n; ++t) next[t] = ahead(*tensors[t], piece);
+    const auto lines = [&](const auto& each) {
+      for_each_line_in(piece, c, [&](const Line& line) {
+        const T* p[n];
+        for (int t = 0; t < n; ++t) p[t] = at(*tensors[t], line);
+        each(p, line.length);
+      });
+    };
+    body(lines, next);
+  }
+  template <int n, class Body>
+  void with_lines(const PiecesOfSelection& selection, int64_t piece, int64_t c, const Input* const (&tensors)[n],
+                  const Body& body) const {
+    const auto& [first, last, count, is_line] = selection.piece[piece];
+    T blocks[n][kPiece + kCompressSlack];
+    const T* p[n];
+    int64_t next[n];
+    const bool is_last = piece + 1 == selection.pieces;
+    const int64_t first_of_next = selection.piece[is_last ? 0 : piece + 1].first;
+    for (int t = 0; t < n; ++t) {
+      const Input& tensor = *tensors[t];
+      next[t] = offset(tensor, first_of_next) + (is_last ? tensor.channel_stride : 0) - offset(tensor, first);
+      if (is_line) {
+        p[t] = at(tensor, {first / inner_, c, first % inner_, count});
+      } else {
+        compress_lines(tensor, selection, piece, c, next[t], blocks[t]);
+        p[t] = blocks[t];
+        next[t] = 0;
+      }
+    }
+    const int64_t length = count;
+    body([&](const auto& each) { each(p, length); }, next);
   }
 
-  // Call body(piece) for the pieces of a task of `collect` or `reduce`.
-  template <class Body>
-  void for_each_piece(int64_t task, const Body& body) const {
-    const int64_t part = task % parts_;
-    for (int64_t piece = pieces_ * part / parts_; piece < pieces_ * (part + 1) / parts_; ++piece) body(piece);
+  void compress_lines(const Input& t, const PiecesOfSelection& selection, int64_t piece, int64_t c, int64_t ahead,
+                      T* to) const {
+    const auto& [first, last, count, is_line] = selection.piece[piece];
+    Line line{first / inner_, c, first % inner_, 0};
+    for (int64_t position = first; position <= last; position += line.length, ++line.n, line.first = 0) {
+      line.length = at_most(inner_ - line.first, last + 1 - position);
+      to = compress(at(t, line), selection.mask + position, line.length, ahead, to);
+    }
   }
 
   // Means are kept relative to the channel's first value: they are then small where the data are close together, and
   // merging them loses nothing.
-  double origin(int64_t c) const { return value_at(at(call_.x, {0, c, 0, 1})); }
-
-  Moments moments(int64_t task) const {
-    const int64_t c = task / parts_;
-    const double zero = origin(c);
-    Moments all;
-    for_each_piece(task, [&](int64_t piece) {
-      const int64_t next = ahead(call_.x, piece);
-      const auto count = static_cast<double>(values_in(piece));
-      V sum[U] = {};
-      for_each_line_in(piece, c, [&](const Line& line) {
-        const T* p = at(call_.x, line);
-        sweep<F, U>(line.length, [&](int64_t i, int u, auto lanes) {
-          sum[u] += load(p + i, lanes);
-        });
-      });
-      const F centre = static_cast<F>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / count);
-      V deviation[U] = {}, square[U] = {};
-      for_each_line_in(piece, c, [&](const Line& line) {
-        const T* p = at(call_.x, line);
-        sweep<F, U>(line.length, [&](int64_t i, int u, auto lanes) {
-          prefetch(p + next + i);
-          const V d = keep<F>(load(p + i, lanes) - centre, lanes);
-          deviation[u] += d;
-          square[u] += d * d;
-        });
-      });
-      const double d = sum_lanes((deviation[0] + deviation[1]) + (deviation[2] + deviation[3]));
-      const double s = sum_lanes((square[0] + square[1]) + (square[2] + square[3]));
-      all.merge({count, (static_cast<double>(centre) - zero) + d / count, about_the_mean(s, d, count)});
-    });
-    return __builtin_isfinite(all.m2) ? all : moments_in_float64(task);
+  double origin(const PiecesOfAll&, int64_t c) const { return value_at(at(call_.x, {0, c, 0, 1})); }
+  double origin(const PiecesOfSelection& selection, int64_t c) const {
+    if (selection.pieces == 0) return 0;
+    const int64_t first = selection.piece[0].first;
+    return value_at(at(call_.x, {first / inner_, c, first % inner_, 1}));
   }
 
-  Moments moments_in_float64(int64_t task) const {
-    const int64_t c = task / parts_;
-    const double zero = origin(c);
+  template <class AnyPieces>
+  Moments moments(const AnyPieces& pieces, int64_t task) const {
+    const int64_t c = task / pieces.parts;
+    const double zero = origin(pieces, c);
     Moments all;
-    for_each_piece(task, [&](int64_t number) {
-      Moments piece;
-      piece.count = static_cast<double>(values_in(number));
-      for_each_line_in(number, c, [&](const Line& line) {
-        for (int64_t i = 0; i < line.length; ++i) piece.mean += value_at(at(call_.x, line) + i) - zero;
+    pieces.for_each_piece(task, [&](int64_t piece) {
+      const auto count = static_cast<double>(pieces.values_in(piece));
+      with_lines(pieces, piece, c, {&call_.x}, [&](const auto& lines, const auto& next) {
+        V sum[U] = {};
+        lines([&](const auto& p, int64_t length) {
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+            sum[u] += load(p[0] + i, lanes);
+          });
+        });
+        const F centre = static_cast<F>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / count);
+        V deviation[U] = {}, square[U] = {};
+        lines([&](const auto& p, int64_t length) {
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+            prefetch(p[0] + next[0] + i);
+            const V d = keep<F>(load(p[0] + i, lanes) - centre, lanes);
+            deviation[u] += d;
+            square[u] += d * d;
+          });
+        });
+        const double d = sum_lanes((deviation[0] + deviation[1]) + (deviation[2] + deviation[3]));
+        const double s = sum_lanes((square[0] + square[1]) + (square[2] + square[3]));
+        all.merge({count, (static_cast<double>(centre) - zero) + d / count, about_the_mean(s, d, count)});
       });
-      piece.mean /= piece.count;
-      for_each_line_in(number, c, [&](const Line& line) {
-        for (int64_t i = 0; i < line.length; ++i) {
-          const double d = (value_at(at(call_.x, line) + i) - zero) - piece.mean;
-          piece.m2 += d * d;
-        }
+    });
+    return __builtin_isfinite(all.m2) ? all : moments_in_float64(pieces, task);
+  }
+
+  template <class AnyPieces>
+  Moments moments_in_float64(const AnyPieces& pieces, int64_t task) const {
+    const int64_t c = task / pieces.parts;
+    const double zero = origin(pieces, c);
+    Moments all;
+    pieces.for_each_piece(task, [&](int64_t number) {
+      with_lines(pieces, number, c, {&call_.x}, [&](const auto& lines, const auto&) {
+        Moments piece;
+        piece.count = static_cast<double>(pieces.values_in(number));
+        lines([&](const auto& p, int64_t length) {
+          for (int64_t i = 0; i < length; ++i) piece.mean += value_at(p[0] + i) - zero;
+        });
+        piece.mean /= piece.count;
+        lines([&](const auto& p, int64_t length) {
+          for (int64_t i = 0; i < length; ++i) {
+            const double d = (value_at(p[0] + i) - zero) - piece.mean;
+            piece.m2 += d * d;
+          }
+        });
+        all.merge(piece);
       });
-      all.merge(piece);
     });
     return all;
   }
 
-  void keep_statistics(int64_t c, const Moments* parts) const {
+  void keep_statistics(int64_t c, double origin, const Moments* parts, int64_t number) const {
     Moments all = parts[0];
-    for (int64_t part = 1; part < parts_; ++part) all.merge(parts[part]);
-    call_.mean[c] = origin(c) + all.mean;
+    for (int64_t part = 1; part < number; ++part) all.merge(parts[part]);
+    call_.mean[c] = all.count == 0 ? __builtin_nan("") : origin + all.mean;
     call_.var[c] = all.m2 / all.count;
     if (c == 0) *call_.count = all.count;
   }
 
   const Call& call_;
-  int64_t samples_, channels_, inner_, planes_per_piece_, pieces_per_plane_, pieces_, parts_, bundle_;
+  int64_t samples_, channels_, inner_;
+  PiecesOfAll all_;
+  int64_t bundle_;
 };
 
-template <class T, bool has_residual, Fused fused>
+template <class T, bool has_residual, Fused fused, bool masked>
 class Planes : public PlaneWalk<T> {
   using Walk = PlaneWalk<T>;
   using typename Walk::F;
   using typename Walk::Line;
   using typename Walk::V;
-  using Walk::ahead;
+  using Walk::all_;
   using Walk::at;
   using Walk::call_;
   using Walk::channels_;
-  using Walk::parts_;
+  using Walk::inner_;
   using Walk::prefetch;
   using Walk::streams_to;
   using Walk::U;
@@ -251,32 +401,11 @@ class Planes : public PlaneWalk<T> {
   }
 
   void forward() const {
-    if (parts_ > 1) {
-      this->collect();
-      normalize();
-      return;
-    }
-    Scratch<Channel<F>> channels(channels_);
-    const bool streams = streams_to(call_.y);
-    this->for_each_bundle([&](int64_t c0, int64_t c1) {
-      this->template warm<false>(call_.x, c0, c1);
-      for (int64_t c = c0; c < c1; ++c) {
-        const Moments whole = this->moments(c);
-        this->keep_statistics(c, &whole);
-        channels[c] = channel_of<F>(call_, c);
-      }
-      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
-      if (!streams) this->template warm<true>(call_.y, c0, c1);
-      this->for_each_line_of(c0, c1, [&](const Line& line) { normalize_line(line, channels[line.c], streams); });
-    });
+    with_pieces(call_.members, [&](const auto& pieces) { forward(pieces); });
   }
 
   void reduce() const {
-    Scratch<Sums> parts(channels_ * parts_);
-    for_each_task(call_, channels_ * parts_, [&](int64_t task) {
-      parts[task] = sums(task, channel_of<F>(call_, task / parts_));
-    });
-    for (int64_t c = 0; c < channels_; ++c) keep_sums(c, parts.data() + c * parts_);
+    with_pieces(call_.kept, [&](const auto& pieces) { reduce(pieces); });
   }
 
   void apply() const {
@@ -287,25 +416,7 @@ class Planes : public PlaneWalk<T> {
   }
 
   void backward() const {
-    if (parts_ > 1) {
-      reduce();
-      apply();
-      return;
-    }
-    Scratch<Numbers> numbers(channels_);
-    const bool streams = streams_to(call_.dx) && streams_to(call_.dresidual);
-    this->for_each_bundle([&](int64_t c0, int64_t c1) {
-      this->template warm<false>(call_.x, c0, c1);
-      this->template warm<false>(call_.dy, c0, c1);
-      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
-      for (int64_t c = c0; c < c1; ++c) {
-        const Sums whole = sums(c, channel_of<F>(call_, c));
-        keep_sums(c, &whole);
-        numbers[c] = numbers_of(c);
-      }
-      if (!streams) this->template warm<true>(call_.dx, c0, c1);
-      this->for_each_line_of(c0, c1, [&](const Line& line) { apply_line(line, numbers[line.c], streams); });
-    });
+    with_pieces(call_.kept, [&](const auto& pieces) { backward(pieces); });
   }
 
  private:
@@ -323,6 +434,67 @@ class Planes : public PlaneWalk<T> {
     return {channel, correction_of(call_, c, channel)};
   }
 
+  template <class Body>
+  void with_pieces(Mask mask, const Body& body) const {
+    if constexpr (masked)
+      if (mask != nullptr) return body(PiecesOfSelection(call_.shape, mask));
+    body(all_);
+  }
+
+  template <class AnyPieces>
+  void forward(const AnyPieces& pieces) const {
+    if (pieces.parts > 1) {
+      this->collect(pieces);
+      normalize();
+      return;
+    }
+    Scratch<Channel<F>> channels(channels_);
+    const bool streams = streams_to(call_.y);
+    this->for_each_bundle([&](int64_t c0, int64_t c1) {
+      this->template warm<false>(call_.x, c0, c1);
+      for (int64_t c = c0; c < c1; ++c) {
+        const Moments whole = this->moments(pieces, c);
+        this->keep_statistics(c, this->origin(pieces, c), &whole, 1);
+        channels[c] = channel_of<F>(call_, c);
+      }
+      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
+      if (!streams) this->template warm<true>(call_.y, c0, c1);
+      this->for_each_line_of(c0, c1, [&](const Line& line) { normalize_line(line, channels[line.c], streams); });
+    });
+  }
+
+  template <class AnyPieces>
+  void reduce(const AnyPieces& pieces) const {
+    Scratch<Sums> parts(channels_ * pieces.parts);
+    for_each_task(call_, channels_ * pieces.parts, [&](int64_t task) {
+      parts[task] = sums(pieces, task, channel_of<F>(call_, task / pieces.parts));
+    });
+    for (int64_t c = 0; c < channels_; ++c) keep_sums(c, parts.data() + c * pieces.parts, pieces.parts);
+  }
+
+  template <class AnyPieces>
+  void backward(const AnyPieces& pieces) const {
+    if (pieces.parts > 1) {
+      reduce(pieces);
+      apply();
+      return;
+    }
+    Scratch<Numbers> numbers(channels_);
+    const bool streams = streams_to(call_.dx) && streams_to(call_.dresidual);
+    this->for_each_bundle([&](int64_t c0, int64_t c1) {
+      this->template warm<false>(call_.x, c0, c1);
+      this->template warm<false>(call_.dy, c0, c1);
+      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
+      for (int64_t c = c0; c < c1; ++c) {
+        const Sums whole = sums(pieces, c, channel_of<F>(call_, c));
+        keep_sums(c, &whole, 1);
+        numbers[c] = numbers_of(c);
+      }
+      if (!streams) this->template warm<true>(call_.dx, c0, c1);
+      this->for_each_line_of(c0, c1, [&](const Line& line) { apply_line(line, numbers[line.c], streams); });
+    });
+  }
+
   const T* at_residual(const Line& line) const { return has_residual ? at(call_.residual, line) : nullptr; }
 
   template <class Lanes>
@@ -331,42 +503,58 @@ class Planes : public PlaneWalk<T> {
     else return V{};
   }
 
+  // No line is longer than a piece: one of ones stands for a mask that is not there.
+  Mask at_mask(Mask mask, const Line& line) const {
+    static constexpr Ones ones;
+    return mask == nullptr ? ones.bytes : mask + line.n * inner_ + line.first;
+  }
+
   void normalize_line(const Line& line, const Channel<F>& channel, bool streams) const {
     const T *px = at(call_.x, line), *pr = at_residual(line);
     T* py = at(call_.y, line);
+    const Mask kept = at_mask(call_.kept, line);
     sweep<F, U>(line.length, [&](int64_t i, int, auto lanes) {
-      store(py + i, formula_.forward(channel, load(px + i, lanes), load_residual(pr + i, lanes)), lanes, streams);
+      V y = formula_.forward(channel, load(px + i, lanes), load_residual(pr + i, lanes));
+      if constexpr (masked) y = keep_lanes<F>(load_mask<F>(kept + i, lanes), y);
+      store(py + i, y, lanes, streams);
     });
   }
 
-  Sums sums(int64_t task, const Channel<F>& channel) const {
+  template <class AnyPieces>
+  Sums sums(const AnyPieces& pieces, int64_t task, const Channel<F>& channel) const {
+    if constexpr (has_residual) return sums(pieces, task, channel, {&call_.dy, &call_.x, &call_.residual});
+    else return sums(pieces, task, channel, {&call_.dy, &call_.x});
+  }
+
+  template <class AnyPieces, int n>
+  Sums sums(const AnyPieces& pieces, int64_t task, const Channel<F>& channel, const Input* const (&tensors)[n]) const {
     Sums all;
-    this->for_each_piece(task, [&](int64_t piece) {
-      const int64_t next_x = ahead(call_.x, piece), next_dy = ahead(call_.dy, piece);
-      const int64_t next_residual = has_residual ? ahead(call_.residual, piece) : 0;
-      V sum[U] = {}, sum_x_hat[U] = {};
-      this->for_each_line_in(piece, task / parts_, [&](const Line& line) {
-        const T *pd = at(call_.dy, line), *px = at(call_.x, line), *pr = at_residual(line);
-        sweep<F, U>(line.length, [&](int64_t i, int u, auto lanes) {
-          prefetch(px + next_x + i);
-          prefetch(pd + next_dy + i);
-          if constexpr (has_residual) prefetch(pr + next_residual + i);
-          const auto [dz, x_hat] =
-              formula_.gradient(channel, load(pd + i, lanes), load(px + i, lanes), load_residual(pr + i, lanes));
-          const V kept = keep<F>(dz, lanes);
-          sum[u] += kept;
-          sum_x_hat[u] += kept * x_hat;
+    pieces.for_each_piece(task, [&](int64_t piece) {
+      this->with_lines(pieces, piece, task / pieces.parts, tensors, [&](const auto& lines, const auto& next) {
+        V sum[U] = {}, sum_x_hat[U] = {};
+        lines([&](const auto& p, int64_t length) {
+          const T *pd = p[0], *px = p[1], *pr = p[n - 1];
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+            prefetch(px + next[1] + i);
+            prefetch(pd + next[0] + i);
+            if constexpr (has_residual) prefetch(pr + next[2] + i);
+            const auto [dz, x_hat] =
+                formula_.gradient(channel, load(pd + i, lanes), load(px + i, lanes), load_residual(pr + i, lanes));
+            const V kept = keep<F>(dz, lanes);
+            sum[u] += kept;
+            sum_x_hat[u] += kept * x_hat;
+          });
         });
+        all.dy += sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        all.dy_x_hat += sum_lanes((sum_x_hat[0] + sum_x_hat[1]) + (sum_x_hat[2] + sum_x_hat[3]));
       });
-      all.dy += sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
-      all.dy_x_hat += sum_lanes((sum_x_hat[0] + sum_x_hat[1]) + (sum_x_hat[2] + sum_x_hat[3]));
     });
     return all;
   }
 
-  void keep_sums(int64_t c, const Sums* parts) const {
+  void keep_sums(int64_t c, const Sums* parts, int64_t number) const {
     Sums all;
-    for (int64_t part = 0; part < parts_; ++part) {
+    for (int64_t part = 0; part < number; ++part) {
       all.dy += parts[part].dy;
       all.dy_x_hat += parts[part].dy_x_hat;
     }
@@ -385,12 +573,24 @@ class Planes : public PlaneWalk<T> {
     const T *pd = at(call_.dy, line), *px = at(call_.x, line), *pr = at_residual(line);
     T* pdx = at(call_.dx, line);
     T* pdr = call_.dresidual.data == nullptr ? nullptr : at(call_.dresidual, line);
+    const Mask kept = at_mask(call_.kept, line), members = at_mask(call_.members, line);
     sweep<F, U>(line.length, [&, channel = channel, correction = correction](int64_t i, int, auto lanes) {
       const auto gradient =
           formula_.gradient(channel, load(pd + i, lanes), load(px + i, lanes), load_residual(pr + i, lanes));
-      if (pdr != nullptr) store(pdr + i, gradient.dz, lanes, streams);
-      if constexpr (corrects) store(pdx + i, formula_.dx(channel, gradient, correction), lanes, streams);
-      else store(pdx + i, formula_.dx(channel, gradient), lanes, streams);
+      V dz = gradient.dz, through = V{}, dx;
+      LaneMask<F> touched{};
+      if constexpr (masked) dz = keep_lanes<F>(touched = load_mask<F>(kept + i, lanes), dz);
+      if (pdr != nullptr) store(pdr + i, dz, lanes, streams);
+      if constexpr (corrects) through = formula_.through_statistics(gradient, correction);
+      if constexpr (corrects && masked) {
+        const LaneMask<F> member = load_mask<F>(members + i, lanes);
+        through = keep_lanes<F>(member, through);
+        touched |= member;
+      }
+      if constexpr (corrects) dx = formula_.dx(channel, dz, through);
+      else dx = formula_.dx(channel, dz);
+      if constexpr (masked) dx = keep_lanes<F>(touched, dx);  // a group without a value has no scale
+      store(pdx + i, dx, lanes, streams);
     });
   }
 

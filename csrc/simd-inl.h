@@ -19,12 +19,17 @@ template <> struct LanesOf<float> {
   using Vector = float __attribute__((vector_size(BATCHNORM_WIDTH)));
   using Mask = int32_t __attribute__((vector_size(BATCHNORM_WIDTH)));
   using Bits = uint32_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Bytes = uint8_t __attribute__((vector_size(BATCHNORM_WIDTH / 4)));
+  using Words = uint16_t __attribute__((vector_size(BATCHNORM_WIDTH / 2)));
 };
 template <> struct LanesOf<double> {
   static constexpr int count = BATCHNORM_WIDTH / 8;
   using Vector = double __attribute__((vector_size(BATCHNORM_WIDTH)));
   using Mask = int64_t __attribute__((vector_size(BATCHNORM_WIDTH)));
   using Bits = uint64_t __attribute__((vector_size(BATCHNORM_WIDTH)));
+  using Bytes = uint8_t __attribute__((vector_size(BATCHNORM_WIDTH / 8)));
+  using Words = uint16_t __attribute__((vector_size(BATCHNORM_WIDTH / 4)));
+  using LongWords = uint32_t __attribute__((vector_size(BATCHNORM_WIDTH / 2)));
 };
 // clang-format on
 template <class F>
@@ -218,6 +223,94 @@ inline void store(T* p, Vec<float> v, Count count) {
   else store_bits(bits, narrow(v, T{}), count);
 }
 
+// Which lanes of a vector count: 1 or 0 in each.
+template <class F>
+using LaneMask = typename LanesOf<F>::Bits;
+
+// From one byte, 0 or 1, for each lane. Without instructions of its own it goes step by step: GCC 12 takes a longer
+// conversion apart, lane by lane.
+template <class F, class Count>
+inline LaneMask<F> load_mask(const uint8_t* mask, Count count) {
+  using Lanes = LanesOf<F>;
+  typename Lanes::Bytes bytes;
+  if constexpr (__is_same(Count, Whole)) bytes = load_bits<typename Lanes::Bytes>(mask);
+  else bytes = load_bits<typename Lanes::Bytes>(mask, count);
+#if (defined(__AVX512F__) && BATCHNORM_WIDTH == 64) || (defined(__AVX2__) && BATCHNORM_WIDTH == 32)
+  __m128i first{};
+  __builtin_memcpy(&first, &bytes, sizeof bytes);
+#if BATCHNORM_WIDTH == 64
+  if constexpr (sizeof(F) == 4) return reinterpret_cast<LaneMask<F>>(_mm512_cvtepu8_epi32(first));
+  else return reinterpret_cast<LaneMask<F>>(_mm512_cvtepu8_epi64(first));
+#else
+  if constexpr (sizeof(F) == 4) return reinterpret_cast<LaneMask<F>>(_mm256_cvtepu8_epi32(first));
+  else return reinterpret_cast<LaneMask<F>>(_mm256_cvtepu8_epi64(first));
+#endif
+#else
+  const auto words = __builtin_convertvector(bytes, typename Lanes::Words);
+  if constexpr (sizeof(F) == 4) return __builtin_convertvector(words, LaneMask<F>);
+  else return __builtin_convertvector(__builtin_convertvector(words, typename Lanes::LongWords), LaneMask<F>);
+#endif
+}
+
+// The lanes that count, and 0 in the others. In bits: GCC would make one masked instruction of a choice and the sum
+// before it, whose product is then rounded on its own, unlike that of loops without masks.
+template <class F>
+inline Vec<F> keep_lanes(LaneMask<F> mask, Vec<F> v) {
+  return reinterpret_cast<Vec<F>>(reinterpret_cast<LaneMask<F>>(v) & -mask);
+}
+
+// Values that compress writes behind the end.
+constexpr int kCompressSlack = 16;
+
+// Append to `to` the values whose byte in a mask is 1, and return the end; ask for the values that are `ahead` elements
+// further.
+template <class T>
+inline T* compress(const T* from, const uint8_t* mask, int64_t length, int64_t ahead, T* to) {
+  int64_t i = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && BATCHNORM_WIDTH == 64 && !defined(BATCHNORM_SANITIZE)
+  for (; i + 16 <= length; i += 16) {
+    __builtin_prefetch(from + i + ahead);
+    if constexpr (sizeof(T) == 8) __builtin_prefetch(from + i + 8 + ahead);
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask + i));
+    const auto kept = static_cast<unsigned>(_mm_test_epi8_mask(bytes, bytes));
+    if constexpr (sizeof(T) == 2) {
+      const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+      const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(kept), v);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(packed));
+    } else if constexpr (sizeof(T) == 4) {
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(kept), _mm512_loadu_si512(from + i)));
+    } else {
+      const unsigned low = kept & 0xffu, high = kept >> 8;
+      T* const half = to + __builtin_popcount(low);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(static_cast<__mmask8>(low), _mm512_loadu_si512(from + i)));
+      const __m512i second = _mm512_loadu_si512(from + i + 8);
+      _mm512_storeu_si512(half, _mm512_maskz_compress_epi64(static_cast<__mmask8>(high), second));
+    }
+    to += __builtin_popcount(kept);
+  }
+#else
+  for (; i + 8 <= length; i += 8) {
+    __builtin_prefetch(from + i + ahead);
+    uint64_t bytes;
+    __builtin_memcpy(&bytes, mask + i, 8);
+    if (bytes == 0x0101010101010101u) {
+      __builtin_memcpy(to, from + i, 8 * sizeof(T));
+      to += 8;
+    } else if (bytes != 0) {
+      for (int j = 0; j < 8; ++j) {
+        *to = from[i + j];
+        to += mask[i + j];
+      }
+    }
+  }
+#endif
+  for (; i < length; ++i) {
+    *to = from[i];
+    to += mask[i];
+  }
+  return to;
+}
+
 template <class V>
 inline void stream_bits(void* p, V v) {
 #if defined(__AVX512F__)
@@ -232,7 +325,8 @@ inline void stream_bits(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// Store past the caches where `streams`, for which p is aligned as is_streamable asks; other threads see it after a fence.
+// Store past the caches where `streams`, for which p is aligned as is_streamable asks; other threads see it after a
+// fence.
 template <class T, class V, class Count>
 inline void store(T* p, V v, Count count, bool streams) {
   if constexpr (__is_same(Count, Whole)) {

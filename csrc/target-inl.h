@@ -28,21 +28,27 @@ void with_type(Dtype dtype, const Function& function) {
   }
 }
 
-template <class T, bool has_residual, Fused fused, class Function>
+template <class T, bool has_residual, Fused fused, bool masked, class Function>
 void with_layout(const Call& call, const Function& function) {
-  if (call.shape.rows) function(Rows<T, has_residual, fused>(call));
-  else function(Planes<T, has_residual, fused>(call));
+  if (call.shape.rows) function(Rows<T, has_residual, fused, masked>(call));
+  else function(Planes<T, has_residual, fused, masked>(call));
+}
+
+template <class T, bool has_residual, Fused fused, class Function>
+void with_masks(const Call& call, const Function& function) {
+  if (call.members != nullptr || call.kept != nullptr) with_layout<T, has_residual, fused, true>(call, function);
+  else with_layout<T, has_residual, fused, false>(call, function);
 }
 
 template <class T, bool has_residual, class Function>
 void with_activation(const Call& call, const Function& function) {
   switch (call.activation) {
     case Activation::kNone:
-      return with_layout<T, has_residual, Fused::kNone>(call, function);
+      return with_masks<T, has_residual, Fused::kNone>(call, function);
     case Activation::kRelu:
-      return with_layout<T, has_residual, Fused::kRelu>(call, function);
+      return with_masks<T, has_residual, Fused::kRelu>(call, function);
     default:
-      return with_layout<T, has_residual, Fused::kOther>(call, function);
+      return with_masks<T, has_residual, Fused::kOther>(call, function);
   }
 }
 
@@ -85,6 +91,8 @@ Call group_of(const Call& call, int64_t g) {
   shift(one.sum_dy, row);
   shift(one.sum_dy_xhat, row);
   shift(one.count, g);
+  shift(one.members, first * call.shape.inner);
+  shift(one.kept, first * call.shape.inner);
   return one;
 }
 

@@ -42,7 +42,7 @@ struct Table {
   void* current_stream;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBfloat = 4;
+constexpr uint8_t kFloat = 2, kBfloat = 4, kBool = 6;
 
 const Table* table;
 PyTypeObject *tensor_type, *parameter_type;
@@ -136,27 +136,35 @@ bool connect_to_torch() {
   return table != nullptr;
 }
 
-bool view(PyObject* object, View& seen) {
+namespace {
+
+bool borrow(PyObject* object, DlTensor& borrowed, View& seen) {
   if (Py_TYPE(object) != tensor_type && Py_TYPE(object) != parameter_type) return false;
-  DlTensor borrowed;
   if (table->from_object(object, &borrowed) != 0) {
     PyErr_Clear();  // a device or dtype that DLPack does not know, or no memory at all
-    return false;
-  }
-  if (borrowed.device.type != kCpu || borrowed.dimensions > kMostDimensions || borrowed.dtype.lanes != 1 ||
-      !known(borrowed.dtype.code, borrowed.dtype.bits, seen.dtype))
-    return false;
-  PyObject* negated = PyObject_CallOneArg(is_neg, object);  // the imaginary part of a conjugate
-  Py_XDECREF(negated);
-  if (negated != Py_False) {
-    PyErr_Clear();
     return false;
   }
   seen.data = static_cast<char*>(borrowed.data) + borrowed.byte_offset;
   seen.dimensions = borrowed.dimensions;
   seen.shape = borrowed.shape;
   seen.strides = borrowed.strides;
-  return true;
+  return borrowed.device.type == kCpu && borrowed.dimensions <= kMostDimensions && borrowed.dtype.lanes == 1;
+}
+
+}  // namespace
+
+bool view(PyObject* object, View& seen) {
+  DlTensor borrowed;
+  if (!borrow(object, borrowed, seen) || !known(borrowed.dtype.code, borrowed.dtype.bits, seen.dtype)) return false;
+  PyObject* negated = PyObject_CallOneArg(is_neg, object);  // the imaginary part of a conjugate
+  Py_XDECREF(negated);
+  if (negated != Py_False) PyErr_Clear();
+  return negated == Py_False;
+}
+
+bool view_mask(PyObject* object, View& seen) {
+  DlTensor borrowed;
+  return borrow(object, borrowed, seen) && borrowed.dtype.code == kBool;
 }
 
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data) {

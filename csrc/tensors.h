@@ -1,5 +1,5 @@
-// Tensors of torch, without torch's headers: read and made through the table of functions that torch.Tensor offers other
-// libraries (__dlpack_c_exchange_api__, a fixed binary interface of DLPack).
+// Tensors of torch, without torch's headers: read and made through the table of functions that torch.Tensor offers
+// other libraries (__dlpack_c_exchange_api__, a fixed binary interface of DLPack).
 #pragma once
 
 #include <Python.h>
@@ -30,6 +30,9 @@ bool connect_to_torch();
 // See a plain tensor in a CPU's memory, of a dtype that the kernels have. False for anything else: a subclass, another
 // device or dtype, a lazily negated view, None.
 bool view(PyObject* object, View& seen);
+
+// The same for a tensor of bools; its dtype is not set.
+bool view_mask(PyObject* object, View& seen);
 
 // A new tensor with any content. Large ones take memory that earlier ones have left (memory.h); where none may be kept,
 // torch allocates all. Null, with a Python error set, where there is no memory.

@@ -109,7 +109,7 @@ def test_held_statistics_stay_bit_for_bit(convert: Callable[[nn.Module], nn.Modu
         y.backward(torch.ones_like(y))
     assert torch.equal(y, expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="4D"), batchnorm.hold_statistics(model):
+    with pytest.raises(RuntimeError, match="input to conv2d"), batchnorm.hold_statistics(model):
         model(model(image(2))[:, :3].flatten(1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(image(2))
@@ -194,34 +194,30 @@ def test_a_batch_that_is_not_finite_does_not_enter(policy: Any, bad: float, back
     assert "num_batches_skipped" not in layer.state_dict()
 
 
-def _two_forwards(folder: str, rank: int, name: str, training: bool) -> None:
+def _two_forwards(folder: str, rank: int, training: bool) -> None:
     torch.set_num_threads(1)
-    store, patience = f"file://{folder}/store-{name}-{training}", timedelta(seconds=60)
+    store, patience = f"file://{folder}/store-{training}", timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
-    change = batchnorm.convert if name == "ours" else (lambda model: model)
-    model = nn.parallel.DistributedDataParallel(change(block()).train(training))
+    model = nn.parallel.DistributedDataParallel(batchnorm.convert(block()).train(training))
     first, second = model(image(rank)), model(image(rank + 2))
-    try:
-        (first * first.detach().cos() + second * second.detach().sin()).mean().backward()
-        outcome: Any = {n: p.grad for n, p in model.module.named_parameters()}
-    except RuntimeError as error:
-        outcome = str(error)
-    torch.save(outcome, f"{folder}/{name}-{training}-{rank}.pt")
+    (first * first.detach().cos() + second * second.detach().sin()).mean().backward()
+    torch.save({n: p.grad for n, p in model.module.named_parameters()}, f"{folder}/{training}-{rank}.pt")
     distributed.destroy_process_group()
 
 
 def _process(rank: int, folder: str) -> None:
-    for case in (("ours", True), ("ours", False), ("theirs", True)):
-        _two_forwards(folder, rank, *case)
+    for training in (True, False):
+        _two_forwards(folder, rank, training)
 
 
 def test_two_forwards_before_one_backward_in_two_processes(tmp_path: Path) -> None:
-    """pytorch/pytorch#175024: DDP broadcasts buffers before each forward; torch's layer has saved them."""
+    """pytorch/pytorch#175024: DDP broadcasts buffers before each forward, and ours saves copies of what it needs.
+
+    Torch's layer, which has failed there, passes too with torch 2.13 on a CPU: its failure is not shown.
+    """
     multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    theirs = [torch.load(tmp_path / f"theirs-True-{rank}.pt") for rank in range(2)]
-    assert all("modified by an inplace operation" in outcome for outcome in theirs)
     for training in (True, False):
-        grads = [torch.load(tmp_path / f"ours-{training}-{rank}.pt") for rank in range(2)]
+        grads = [torch.load(tmp_path / f"{training}-{rank}.pt") for rank in range(2)]
         torch.testing.assert_close(*grads)
         # In one process, with the gradients of both averaged by hand.
         expected = []

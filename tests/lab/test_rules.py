@@ -69,6 +69,7 @@ def test_a_best_rate_at_the_edge_of_the_grid_is_said() -> None:
     assert rules.best_over({0.1: []}, {}, 0.01) is None  # diverged
     assert rules.reach({0.1: [30], 1.0: [20], 10.0: [40]}, tuned=True) == Reach(1.0, 20, [20], edge=False)
     assert rules.reach({0.1: [10], 1.0: [20]}, tuned=True) == Reach(0.1, 10, [10], edge=True)
+    assert rules.reach({0.1: [10], 1.0: [10], 10.0: [20]}, tuned=True) == Reach(1.0, 10, [10], edge=False)
 
 
 def test_a_median_seed_that_never_arrives_is_not_reached() -> None:

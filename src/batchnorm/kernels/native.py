@@ -25,10 +25,8 @@ except ImportError as error:  # built without a compiler (BATCHNORM_NATIVE=0), o
 _threads = torch.get_num_threads
 
 
-def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:
+def refusal(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | None = None) -> str | None:  # noqa: ARG001
     """Return why these kernels cannot compute the call, or None when they can."""
-    if any(value is not None and value.mask is not None for value in (reduction, epilogue)):
-        return "it computes no masks"
     if _native is not None and _native.computes(x):
         return None
     if x.device.type != "cpu":
@@ -220,11 +218,12 @@ def update(
     running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
 ) -> int:
     """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
-    entered = _native.update(running_mean, running_var, statistics, float(factor), finite_only)
+    factors = factor.flatten().tolist() if isinstance(factor, Tensor) else [float(factor)]
+    entered = _native.update(running_mean, running_var, statistics, factors, finite_only)
     if entered is None:
         mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
         copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
-        entered = _native.update(mean, var, copies, float(factor), finite_only)
+        entered = _native.update(mean, var, copies, factors, finite_only)
         assert entered is not None
         running_mean.detach().copy_(mean)
         running_var.detach().copy_(var)

@@ -36,6 +36,7 @@ def run(command: CompareCommand) -> int:
     from batchnorm.lab.experiments.run import Watch, check_plan, run_plan
     from batchnorm.lab.report import make_report  # matplotlib
     from batchnorm.lab.terminal import console
+    from batchnorm.lab.training.machine import gathered, make_fabric
 
     if command.resume is not None:
         if replace(command, resume=None, workers=1) != CompareCommand():
@@ -44,11 +45,16 @@ def run(command: CompareCommand) -> int:
     else:
         plan = plan_of(command)
         path = command.out or _new_directory(plan)
+    fabric = make_fabric(plan.base)
+    if command.resume is None and fabric.is_global_zero:
         if not (path / "plan.json").is_file():
             check_plan(plan)
         head = {"command": asked_command("compare", command)}
         store(plan, path, head=head, environment=environment(command.threads))
+    path = gathered(fabric, path)[0]  # under torchrun the others wait here until the plan is stored
     waiting = len(missing(plan, path))
+    if not fabric.is_global_zero:
+        return DONE if run_plan(path) else INTERRUPTED
     out = console()
     axes = " x ".join(f"{len(values)} {axis.replace('_', ' ')}" for axis, values in plan.axes.items())
     out.print(f"{len(plan.cells)} cells ({axes}), {waiting} to train, into {path}", soft_wrap=True)

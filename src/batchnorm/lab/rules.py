@@ -200,7 +200,7 @@ def target(finals: Mapping[float, Sequence[float]]) -> float | None:
 def reach(steps: Mapping[float, Sequence[float]], *, tuned: bool) -> Reach:
     """Return the steps to an accuracy at the value of the tuned axis that needs the fewest, in the median over seeds.
 
-    Every arm is so compared at its own best for this accuracy. Of equal values the first counts.
+    Every arm is so compared at its own best for this accuracy. Of equal values the first counts that is no edge.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def reach(steps: Mapping[float, Sequence[float]], *, tuned: bool) -> Reach:
     known = {value: middle for value, middle in middles.items() if middle is not None}
     if not known:
         return Reach(None, None, [each for values in steps.values() for each in values], edge=False)
-    value = min(known, key=lambda one: known[one])
+    value = min(known, key=lambda one: (known[one], _edge(one, list(steps))))
     return Reach(value if tuned else None, known[value], list(steps[value]), edge=tuned and _edge(value, list(steps)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ class Policy:
         mask : Tensor of shape (N, 1, *), bool, or None
             The valid values, where a mask was given.
         """
-        if values_per_channel(x) == 1 and self.on_single_value == "running":
+        if self.on_single_value == "running" and values_per_channel(x) == 1:
             return None
         return WHOLE_BATCH if mask is None else Reduction(mask=mask)
 
@@ -566,9 +566,12 @@ class Keyed(Policy):
         if not isinstance(self.each, Policy) or self.each.in_parts:
             raise TypeError(f"each must be a policy without keys; got {self.each!r}. Try batchnorm.Batch().")
         object.__setattr__(self, "keys", names)  # a list would not be hashable
-        own: dict[str, Any] = {"on_single_value": "error", "on_nonfinite": "skip", "ledger": None}
-        given = {name: getattr(self, name) for name, default in own.items() if getattr(self, name) != default}
-        object.__setattr__(self, "each", replace(self.each, **given))
+        each = replace(self.each, ledger=self.ledger)
+        if self.on_single_value == "running":
+            each = replace(each, on_single_value="running")
+        if self.on_nonfinite == "keep":
+            each = replace(each, on_nonfinite="keep")
+        object.__setattr__(self, "each", each)
 
     def _held(self) -> tuple[str, ...]:
         tracked = ("running_mean", "running_var", "num_batches_tracked")

@@ -38,7 +38,7 @@ def test_the_target_is_what_the_first_arm_reached_in_every_run(tmp_path: Path) -
     assert none.runs[0].best_step == 30
     answer = verdict(study, numbers)
     assert answer.headline == (
-        "Batch norm reached the accuracy that no normalization ended with (70.0%) in 1.5 to 4.0 times fewer steps."
+        "Batch norm reached the accuracy that no normalization ended with (70.0%) in 1.5 to 4 times fewer steps."
     )
     assert tables(study, numbers)[0].rows == [
         ["no normalization", "35", "35", "not reached"],

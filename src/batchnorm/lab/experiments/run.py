@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchnorm.lab.data import Dataset
 from batchnorm.lab.environment import cores
-from batchnorm.lab.experiments.plan import Cell, Plan, missing, read_plan
+from batchnorm.lab.experiments.plan import CELLS, Cell, Plan, missing, read_plan
 from batchnorm.lab.experiments.takes import Take, take
 from batchnorm.lab.recording import is_done
 from batchnorm.lab.training.building import load_data, make_subject
@@ -134,8 +134,8 @@ def _work(path: Path, watch: Watch | None, threads: int | None) -> bool:
             waiting = [cell for cell in group if cell in missing(plan, path)]
             with _taken(waiting if fabric.is_global_zero else [], path) as takes:
                 # All processes of a distributed training go through the same cells.
-                names = gathered(fabric, list(takes))[0]
-                cells = [cell for cell in waiting if cell.name in names]
+                begun = gathered(fabric, {name: _begun(path / CELLS / name) for name in takes})[0]
+                cells = [(cell, begun[cell.name]) for cell in group if cell.name in begun]
 
                 def stop() -> bool:
                     return asked() or any(one.lost for one in takes.values())  # used in this turn only
@@ -162,22 +162,29 @@ def _taken(cells: Sequence[Cell], path: Path) -> Iterator[dict[str, Take]]:
         yield takes
 
 
+def _begun(directory: Path) -> bool:
+    """Tell a run that can be resumed from a new directory, and from what a killed process left, which is removed."""
+    if (directory / "config.json").is_file():
+        return True
+    shutil.rmtree(directory)
+    directory.mkdir()
+    return False
+
+
 def _train(
-    cells: Sequence[Cell],
+    cells: Sequence[tuple[Cell, bool]],
     path: Path,
     watch: Watch,
     loaded: dict[str, Dataset],
     threads: int | None,
     stop: Callable[[], bool],
 ) -> bool:
-    with process_settings(replace(cells[0].config, threads=cells[0].config.threads or threads)):
+    """Train cells in turns; those that had begun are resumed."""
+    first = cells[0][0].config
+    with process_settings(replace(first, threads=first.threads or threads)):
         trainings = {}
-        for cell in cells:
+        for cell, begun in cells:
             directory = cell.directory(path)
-            begun = (directory / "config.json").is_file()
-            if not begun:  # a process that was killed may have left some of its files
-                shutil.rmtree(directory)
-                directory.mkdir()
             config = replace(cell.config, out=directory, threads=cell.config.threads or threads)
             trainings[cell.name] = Training(
                 config,
@@ -187,7 +194,7 @@ def _train(
                 asked_to_stop=stop,
             )
         take_turns(list(trainings.values()))
-    for cell in cells:
+    for cell, _ in cells:
         watch.ended(cell, trainings[cell.name].outcome)
     return all(training.outcome.status != "interrupted" for training in trainings.values())
 

@@ -305,7 +305,7 @@ def _fewer(ratio: Ratio) -> str:
     if 1 / (1 + SAME) <= value <= 1 + SAME:
         return "in about as many steps"
     ends = (low, high) if value > 1 else (1 / high, 1 / low)
-    shown = list(dict.fromkeys(factor(max(end, 1.0))[:-1] for end in ends))
+    shown = list(dict.fromkeys(factor(max(end, 1.0))[:-1].removesuffix(".0") for end in ends))
     return f"in {' to '.join(shown)} times {'fewer' if value > 1 else 'more'} steps"
 
 

@@ -190,11 +190,11 @@ function plot(host, spec) {
     svg(root, "path", { d: `M${left},${y(tick)}H${width - 12}`, class: "grid" });
     svg(root, "text", { x: left - 5, y: y(tick) + 4, "text-anchor": "end" }, write(tick));
   }
-  for (const tick of linearTicks(xLow, xHigh, spec.compact ? 2 : width < NARROW ? 4 : 7)) {
+  const places = spec.x.names ? spec.x.names.map((_, place) => place + 1) : null;
+  for (const tick of places || linearTicks(xLow, xHigh, spec.compact ? 2 : width < NARROW ? 4 : 7)) {
     if (spec.x.whole && !Number.isInteger(tick)) continue;
     svg(root, "path", { d: `M${x(tick)},${bottom}v4`, class: "axis" });
     const name = spec.x.names ? spec.x.names[tick - 1] : short(tick);
-    if (name === undefined) continue;
     const centre = Math.min(x(tick), width - 3.3 * name.length - 1);
     svg(root, "text", { x: centre, y: bottom + 15, "text-anchor": "middle" }, name);
   }
