@@ -165,6 +165,7 @@ def test_operators_pass_torchs_own_checks(activation: str | None, layout: str, a
         (ops.reduce, (dy, x, *statistics, *reduction, *detached, 1e-5)),
         (ops.apply, (dy, x, *statistics, *sums, *reduction, *detached, 1e-5)),
         (ops.backward, (dy, x, *statistics, *reduction, *detached, 1e-5)),
+        (ops.snapshot, (running[0],)),
         (ops.remember, (*running, torch.tensor(0), *statistics, 0.1, True)),
     ):
         torch.library.opcheck(operator.default, arguments)

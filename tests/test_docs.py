@@ -222,7 +222,7 @@ def test_examples_in_docstrings(module: ModuleType) -> None:
     assert doctest.testmod(module, optionflags=flags, extraglobs=vars(module)).failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/probes.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/policies.md", "docs/guides/probes.md"])
 def test_python_in_pages_runs(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

@@ -772,11 +772,8 @@ def test_repr_says_the_policy(policy: Callable) -> None:
 
 @pytest.mark.parametrize("policy", EACH)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_compiled_in_one_graph(policy: Callable, training: bool, request: pytest.FixtureRequest) -> None:
+def test_compiled_in_one_graph(policy: Callable, training: bool) -> None:
     torch.compiler.reset()
-    if training and isinstance(policy(), batchnorm.Renorm):
-        reason = "compiled, the gradient of weight is that of a correction by the buffers after the batch"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
     eager = layer1d(statistics=made(policy), activation="silu").train(training)
     inside = copy.deepcopy(eager)
     compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")

@@ -48,6 +48,7 @@ _library.define(
     "remember(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked,"
     " Tensor(d!)? num_batches_skipped, Tensor mean, Tensor var, Tensor count, float factor, bool finite_only) -> ()"
 )
+_library.define("snapshot(Tensor buffer) -> Tensor")
 _ops = torch.ops.batchnorm
 
 
@@ -436,6 +437,17 @@ def backward(
     return Gradients(dx, dresidual, dweight, dbias)
 
 
+def snapshot(running: Running) -> Running:
+    """Return the buffers as a policy may read them before their update.
+
+    A compiler computes cheap operations again in the backward pass, when the buffers have changed: it gets copies, by
+    an operator that it does not compute again.
+    """
+    if not torch.compiler.is_compiling():
+        return running
+    return Running(*(None if buffer is None else _ops.snapshot(buffer) for buffer in running))
+
+
 def remember(running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool, direct: bool) -> None:
     """Move running statistics towards those of each group, and count the groups that enter or are skipped, in place."""
     running_mean, running_var, tracked, skipped = running
@@ -509,6 +521,7 @@ def _differentiable_backward(below: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
+_register("snapshot", torch.clone, torch.empty_like)
 _register("collect", _collect, _collect_fake)
 _register("normalize", _normalize, _normalize_fake, _differentiable_normalize)
 _register("forward", _forward, _forward_fake, _differentiable_forward)

@@ -143,7 +143,7 @@ def batch_norm(
     running = Running(running_mean, running_var, num_batches_tracked, num_batches_skipped)
     if policy.splits:
         found = policy.merge(autograd.collect(x, reduction, direct))
-        epilogue = policy.correct(found, running, epilogue, eps)
+        epilogue = policy.correct(found, autograd.snapshot(running), epilogue, eps)
         y = autograd.normalize(x, found, reduction, epilogue, eps, policy, direct)
     else:
         y, found = autograd.forward(x, reduction, epilogue, eps, direct)
