@@ -97,7 +97,7 @@ def compare(x: torch.Tensor, layer: nn.Sequential) -> Record:
         u = first(x)
         before = _distance(norm.eval()(u))
         trained = _distance(norm.train()(u))
-    return {"train": trained, "eval": before, "inputs": _distance(u), "gamma": float(norm.get_parameter("weight"))}
+    return {"train": trained, "eval": before, "inputs": _distance(u), "gamma": norm.get_parameter("weight").item()}
 
 
 def first_batches(x: torch.Tensor, momentum: float | None, batches: int) -> Array:
