@@ -72,40 +72,36 @@ def _gathered(flat: tuple[Any, ...]) -> _Values:
 # What each operator computes: arguments arrive in the order of the definitions above.
 
 
-def _select(x: Tensor, reduction: Reduction | None, epilogue: Epilogue | None = None) -> Any:
-    return registry.select(x, reduction, epilogue)
-
-
 def _collect(x: Tensor, *reduction: Any) -> Statistics:
     among = Reduction(*reduction)
-    return _select(x, among).collect(x, among)  # type: ignore[no-any-return]  # a module, to mypy; so below
+    return registry.select(x, among).collect(x, among)
 
 
 def _normalize(x: Tensor, *flat: Any) -> Tensor:
     call = _gathered(flat)
-    return _select(x, *call[1:3]).normalize(x, *call)  # type: ignore[no-any-return]
+    return registry.select(x, *call[1:3]).normalize(x, *call)
 
 
 def _forward(x: Tensor, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     reduction, epilogue = Reduction(*flat[:2]), Epilogue(*flat[2:7])
-    y, statistics = _select(x, reduction, epilogue).forward(x, reduction, epilogue, flat[7])
+    y, statistics = registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, flat[7])
     return y, *statistics
 
 
 def _reduce(dy: Tensor, x: Tensor, *flat: Any) -> Sums:
     call = _gathered(flat)
-    return _select(x, *call[1:3]).reduce(dy, x, *call)  # type: ignore[no-any-return]
+    return registry.select(x, *call[1:3]).reduce(dy, x, *call)
 
 
 def _apply(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
     call, sums = _gathered(flat[:3] + flat[5:]), Sums(*flat[3:5])
-    dx, dresidual = _select(x, *call[1:3]).apply(dy, x, call[0], sums, *call[1:])
+    dx, dresidual = registry.select(x, *call[1:3]).apply(dy, x, call[0], sums, *call[1:])
     return dx, x.new_empty(0) if dresidual is None else dresidual
 
 
 def _backward(dy: Tensor, x: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     call = _gathered(flat)
-    gradients = _select(x, *call[1:3]).backward(dy, x, *call)
+    gradients = registry.select(x, *call[1:3]).backward(dy, x, *call)
     # An operator cannot return None.
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
@@ -168,7 +164,10 @@ class _Fused(torch.autograd.Function):
         eps: float,
         direct: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y, statistics = forward(x, reduction, epilogue, eps, direct)
+        if direct:
+            y, statistics = registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
+        else:
+            y, statistics = forward(x, reduction, epilogue, eps, direct)
         ctx.mark_non_differentiable(*statistics)
         _save(ctx, x, statistics, reduction, epilogue, eps)
         return y, *statistics  # type: ignore[return-value]  # a count: they are of a batch

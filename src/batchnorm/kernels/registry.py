@@ -88,7 +88,7 @@ def select(x: Tensor, reduction: Reduction | None = None, epilogue: Epilogue | N
     if _forced is not None:
         return _require_able(_forced, x, reduction, epilogue)
     for name in BACKENDS:
-        kernels = _loaded.get(name) or _load(name)
+        kernels = _load(name)
         if kernels.refusal(x, reduction, epilogue) is None:
             return kernels
     raise AssertionError("the last backend refuses nothing")
