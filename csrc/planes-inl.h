@@ -235,7 +235,7 @@ class PlaneWalk {
 
   // Call body(line) for the lines of one piece of a channel.
   template <class Body>
-  void for_each_line_in(int64_t piece, int64_t c, const Body& body) const {
+  BATCHNORM_INLINE void for_each_line_in(int64_t piece, int64_t c, const Body& body) const {
     if (inner_ > kPiece) {
       const int64_t first = piece % all_.pieces_per_plane * kPiece;
       body(Line{piece / all_.pieces_per_plane, c, first, at_most(kPiece, inner_ - first)});
@@ -248,12 +248,12 @@ class PlaneWalk {
   // Call body(lines, ahead) for one piece of a channel: lines(each) calls each(pointers, number of values), a pointer
   // for each of the tensors, for every line; the next piece is ahead[t] elements further in tensor t.
   template <int n, class Body>
-  void with_lines(const PiecesOfAll&, int64_t piece, int64_t c, const Input* const (&tensors)[n],
+  BATCHNORM_INLINE void with_lines(const PiecesOfAll&, int64_t piece, int64_t c, const Input* const (&tensors)[n],
                   const Body& body) const {
     int64_t next[n];
     for (int t = 0; t < n; ++t) next[t] = ahead(*tensors[t], piece);
-    const auto lines = [&](const auto& each) {
-      for_each_line_in(piece, c, [&](const Line& line) {
+    const auto lines = [&](const auto& each) BATCHNORM_INLINE_LAMBDA {
+      for_each_line_in(piece, c, [&](const Line& line) BATCHNORM_INLINE_LAMBDA {
         const T* p[n];
         for (int t = 0; t < n; ++t) p[t] = at(*tensors[t], line);
         each(p, line.length);
@@ -311,17 +311,17 @@ class PlaneWalk {
     Moments all;
     pieces.for_each_piece(task, [&](int64_t piece) {
       const auto count = static_cast<double>(pieces.values_in(piece));
-      with_lines(pieces, piece, c, {&call_.x}, [&](const auto& lines, const auto& next) {
+      with_lines(pieces, piece, c, {&call_.x}, [&](const auto& lines, const auto& next) BATCHNORM_INLINE_LAMBDA {
         V sum[U] = {};
-        lines([&](const auto& p, int64_t length) {
-          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+        lines([&](const auto& p, int64_t length) BATCHNORM_INLINE_LAMBDA {
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) BATCHNORM_INLINE_LAMBDA {
             sum[u] += load(p[0] + i, lanes);
           });
         });
         const F centre = static_cast<F>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / count);
         V deviation[U] = {}, square[U] = {};
-        lines([&](const auto& p, int64_t length) {
-          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+        lines([&](const auto& p, int64_t length) BATCHNORM_INLINE_LAMBDA {
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) BATCHNORM_INLINE_LAMBDA {
             prefetch(p[0] + next[0] + i);
             const V d = keep<F>(load(p[0] + i, lanes) - centre, lanes);
             deviation[u] += d;
@@ -530,11 +530,11 @@ class Planes : public PlaneWalk<T> {
   Sums sums(const AnyPieces& pieces, int64_t task, const Channel<F>& channel, const Input* const (&tensors)[n]) const {
     Sums all;
     pieces.for_each_piece(task, [&](int64_t piece) {
-      this->with_lines(pieces, piece, task / pieces.parts, tensors, [&](const auto& lines, const auto& next) {
+      this->with_lines(pieces, piece, task / pieces.parts, tensors, [&](const auto& lines, const auto& next) BATCHNORM_INLINE_LAMBDA {
         V sum[U] = {}, sum_x_hat[U] = {};
-        lines([&](const auto& p, int64_t length) {
+        lines([&](const auto& p, int64_t length) BATCHNORM_INLINE_LAMBDA {
           const T *pd = p[0], *px = p[1], *pr = p[n - 1];
-          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) {
+          sweep<F, U>(length, [&](int64_t i, int u, auto lanes) BATCHNORM_INLINE_LAMBDA {
             prefetch(px + next[1] + i);
             prefetch(pd + next[0] + i);
             if constexpr (has_residual) prefetch(pr + next[2] + i);

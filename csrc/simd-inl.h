@@ -9,6 +9,11 @@
 #include <immintrin.h>
 #endif
 
+// For the innermost loops, which are written as functions of functions: a call in each of them would cost a third of the
+// time of a short line, and the compiler's own estimate of what is worth it changes with everything around.
+#define BATCHNORM_INLINE __attribute__((always_inline)) inline
+#define BATCHNORM_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace batchnorm::BATCHNORM_TARGET {
 namespace {
 
@@ -365,7 +370,7 @@ inline double sum_lanes(V v) {
 // Call body(i, u, count) for every vector of a line of `length` values; u < U tells accumulators apart, which hides the
 // latency of an addition (four cycles on the processors that this was measured on).
 template <class F, int U, class Body>
-inline void sweep(int64_t length, Body body) {
+BATCHNORM_INLINE void sweep(int64_t length, Body body) {
   constexpr int L = kLanes<F>;
   int64_t i = 0;
   for (; i + U * L <= length; i += U * L) {
