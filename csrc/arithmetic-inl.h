@@ -55,14 +55,14 @@ struct Formula {
   Activate<F, fused> activate;
 
   template <class N>
-  V before_activation(const Channel<N>& channel, V centred, V r) const {
+  BATCHNORM_INLINE V before_activation(const Channel<N>& channel, V centred, V r) const {
     const V z = centred * channel.scale + channel.shift;
     if constexpr (has_residual) return z + r;
     return z;
   }
 
   template <class N>
-  V forward(const Channel<N>& channel, V x, V r) const {
+  BATCHNORM_INLINE V forward(const Channel<N>& channel, V x, V r) const {
     return activate(before_activation(channel, x - channel.mean, r));
   }
 
@@ -71,7 +71,7 @@ struct Formula {
   };
 
   template <class N>
-  Gradient gradient(const Channel<N>& channel, V dy, V x, V r) const {
+  BATCHNORM_INLINE Gradient gradient(const Channel<N>& channel, V dy, V x, V r) const {
     const V centred = x - channel.mean;
     return {activate.backward(dy, before_activation(channel, centred, r)),
             centred * channel.invstd + channel.x_hat_shift};
@@ -79,18 +79,18 @@ struct Formula {
 
   // The part of dx that comes through the statistics.
   template <class N>
-  static V through_statistics(const Gradient& gradient, const Correction<N>& correction) {
+  static BATCHNORM_INLINE V through_statistics(const Gradient& gradient, const Correction<N>& correction) {
     return gradient.x_hat * correction.of_x_hat + correction.constant;
   }
 
   // All of it; `through` is 0 where the statistics are constants. One expression, so that it is contracted to one
   // rounding with masks and without.
   template <class N>
-  static V dx(const Channel<N>& channel, V dz, V through) {
+  static BATCHNORM_INLINE V dx(const Channel<N>& channel, V dz, V through) {
     return dz * channel.scale + through;
   }
   template <class N>
-  static V dx(const Channel<N>& channel, V dz) {
+  static BATCHNORM_INLINE V dx(const Channel<N>& channel, V dz) {
     return dz * channel.scale;
   }
 };

@@ -367,7 +367,7 @@ class Rows : public RowWalk<T> {
   }
 
   template <class AnyTile>
-  auto gradient(const AnyTile& tile, int u, const Channel<V>& channel, const T* dy, const T* x,
+  BATCHNORM_INLINE auto gradient(const AnyTile& tile, int u, const Channel<V>& channel, const T* dy, const T* x,
                 const T* residual) const {
     const int64_t c = tile.at(u);
     return formula_.gradient(channel, load(dy + c, tile.lanes), load(x + c, tile.lanes),
