@@ -69,6 +69,21 @@ void set_target(const std::string& name) {
 
 nb::handle field(nb::handle named_tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(named_tuple.ptr(), i); }
 
+// The named tuples of kernels/interface.py that results come in; they stay for the process.
+struct Named {
+  PyTypeObject *statistics, *sums, *gradients;
+} named;
+
+// One of them; its own constructor is Python, and takes longer than a kernel on a small tensor.
+template <class... Fields>
+nb::object make(PyTypeObject* type, Fields... fields) {
+  nb::object made = nb::steal(type->tp_alloc(type, sizeof...(fields)));
+  if (!made) throw nb::python_error();
+  Py_ssize_t i = 0;
+  (PyTuple_SET_ITEM(made.ptr(), i++, fields.release().ptr()), ...);
+  return made;
+}
+
 // A (C,) vector, or with `groups` a (G, C) tensor, as the kernels read it: contiguous. False where it must be copied
 // first.
 bool see_numbers(nb::handle object, int64_t groups, int64_t channels, View& seen) {
@@ -171,7 +186,7 @@ class Arguments {
 
   nb::object new_statistics() {
     nb::object mean = new_numbers(call.shape.channels, call.mean), var = new_numbers(call.shape.channels, call.var);
-    return nb::make_tuple(mean, var, new_numbers(1, call.count));
+    return make(named.statistics, std::move(mean), std::move(var), new_numbers(1, call.count));
   }
 
   double* scratch(int64_t size) {
@@ -305,7 +320,7 @@ nb::object reduce(nb::handle dy, nb::handle x, nb::handle statistics, nb::handle
   nb::object sum_dy = arguments.new_numbers(arguments.call.shape.channels, arguments.call.sum_dy);
   nb::object sum_dy_xhat = arguments.new_numbers(arguments.call.shape.channels, arguments.call.sum_dy_xhat);
   arguments.run(settings.kernels->reduce);
-  return nb::make_tuple(sum_dy, sum_dy_xhat);
+  return make(named.sums, std::move(sum_dy), std::move(sum_dy_xhat));
 }
 
 nb::object apply(nb::handle dy, nb::handle x, nb::handle statistics, nb::handle sums, nb::handle reduction,
@@ -345,7 +360,8 @@ nb::object backward(nb::handle dy, nb::handle x, nb::handle statistics, nb::hand
     return made;
   };
   nb::object dweight = gradient(call.affine.weight, call.affine.weight_dtype, call.sum_dy_xhat);
-  return nb::make_tuple(dx, dresidual, dweight, gradient(call.affine.bias, call.affine.bias_dtype, call.sum_dy));
+  nb::object dbias = gradient(call.affine.bias, call.affine.bias_dtype, call.sum_dy);
+  return make(named.gradients, std::move(dx), std::move(dresidual), std::move(dweight), std::move(dbias));
 }
 
 // r <- r + f (s - r) in the form of torch.lerp, which is exact at both ends.
@@ -361,29 +377,35 @@ bool all_finite(const double* values, int64_t count) {
 }
 
 // Move running statistics towards those of each group in turn, rounding once per group; the variance enters unbiased,
-// so a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Returns how
-// many groups have entered, or None where something must be copied first.
-nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle statistics,
-                  const std::vector<double>& factors, bool finite_only) {
+// so a group of fewer than two values is passed over, and so is one that is not finite, if `finite_only`. Then count the
+// groups that have entered, and those of two values or more that have not. False where something must be copied first.
+bool update(nb::handle buffers, nb::handle statistics, const std::vector<double>& factors, bool finite_only) {
   View running[2], of_groups[2], count;
+  int64_t* counters[] = {nullptr, nullptr};
+  for (int i : {0, 1}) {
+    const nb::handle counter = field(buffers, 2 + i);
+    if (!counter.is_none() && (counters[i] = batchnorm::view_counter(counter.ptr())) == nullptr) return false;
+  }
   if (!batchnorm::view(field(statistics, 2).ptr(), count) || count.dtype != Dtype::kFloat64 ||
       !batchnorm::view(field(statistics, 0).ptr(), of_groups[0]) || of_groups[0].dimensions != 2)
-    return nb::none();
+    return false;
   const int64_t groups = of_groups[0].shape[0], channels = of_groups[0].shape[1];
-  if (!see_numbers(field(statistics, 2), groups, 1, count)) return nb::none();
-  const nb::handle objects[] = {running_mean, running_var};
+  if (!see_numbers(field(statistics, 2), groups, 1, count)) return false;
   for (int i : {0, 1})
-    if (!see_numbers(objects[i], 1, channels, running[i]) ||
+    if (!see_numbers(field(buffers, i), 1, channels, running[i]) ||
         !see_numbers(field(statistics, i), groups, channels, of_groups[i]) || of_groups[i].dtype != Dtype::kFloat64)
-      return nb::none();
+      return false;
   const std::unique_ptr<double[]> values(new double[static_cast<size_t>(channels)]);
-  int64_t entered = 0;
+  int64_t entered = 0, passed_over = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const double values_in_group = static_cast<const double*>(count.data)[g];
     const double* found[2];
     for (int i : {0, 1}) found[i] = static_cast<const double*>(of_groups[i].data) + g * channels;
     if (!(values_in_group >= 2)) continue;
-    if (finite_only && !(all_finite(found[0], channels) && all_finite(found[1], channels))) continue;
+    if (finite_only && !(all_finite(found[0], channels) && all_finite(found[1], channels))) {
+      ++passed_over;
+      continue;
+    }
     ++entered;
     const double factor = factors[factors.size() == 1 ? 0 : static_cast<size_t>(g)];
     for (int i : {0, 1}) {
@@ -396,23 +418,25 @@ nb::object update(nb::handle running_mean, nb::handle running_var, nb::handle st
       settings.kernels->write(values.get(), channels, running[i].data, running[i].dtype);
     }
   }
-  return nb::int_(entered);
+  if (counters[0] != nullptr) *counters[0] += entered;
+  if (counters[1] != nullptr) *counters[1] += passed_over;
+  return true;
 }
 
-// Whether plain tensors go together as functional.py asks of them.
-bool fit(nb::handle x_object, nb::handle residual_object, nb::tuple vectors) {
+// The values per channel of plain tensors that go together as functional.py asks of them; None where they do not.
+nb::object fit(nb::handle x_object, nb::handle residual_object, nb::tuple vectors) {
   View x, residual, vector;
-  if (!batchnorm::view(x_object.ptr(), x) || x.dimensions < 2) return false;
+  if (!batchnorm::view(x_object.ptr(), x) || x.dimensions < 2) return nb::none();
   if (!residual_object.is_none() && (!batchnorm::view(residual_object.ptr(), residual) || residual.dtype != x.dtype ||
                                      !batchnorm::same_shape(residual, x)))
-    return false;
+    return nb::none();
   const bool narrow = x.dtype == Dtype::kBFloat16 || x.dtype == Dtype::kFloat16;
   for (nb::handle object : vectors) {
     if (object.is_none()) continue;
-    if (!batchnorm::view(object.ptr(), vector) || vector.dimensions != 1 || vector.shape[0] != x.shape[1]) return false;
-    if (vector.dtype != x.dtype && !(narrow && vector.dtype == Dtype::kFloat32)) return false;
+    if (!batchnorm::view(object.ptr(), vector) || vector.dimensions != 1 || vector.shape[0] != x.shape[1]) return nb::none();
+    if (vector.dtype != x.dtype && !(narrow && vector.dtype == Dtype::kFloat32)) return nb::none();
   }
-  return true;
+  return nb::int_(x.shape[1] == 0 ? 0 : x.values() / x.shape[1]);
 }
 
 bool computes(nb::handle x) {
@@ -444,6 +468,11 @@ bool walkable_like(nb::handle tensor, nb::handle x) {
 
 NB_MODULE(_native, m) {
   if (!batchnorm::connect_to_torch()) throw nb::python_error();
+  const nb::module_ interface = nb::module_::import_("batchnorm.kernels.interface");
+  const auto type = [&](const char* name) {
+    return reinterpret_cast<PyTypeObject*>(nb::object(interface.attr(name)).release().ptr());
+  };
+  named = {type("Statistics"), type("Sums"), type("Gradients")};
   const auto none = nb::arg().none();
   m.doc() = "Batch-normalization kernels for CPUs. Used by batchnorm.kernels.native, which checks every argument.";
   m.def("dtypes", [] { return Names(std::begin(kDtypes), std::end(kDtypes)); }, "Return the dtypes of x, by name.");
@@ -471,11 +500,12 @@ NB_MODULE(_native, m) {
         "Return a new tensor as a kernel makes it for its results.");
   m.def("fit", fit,
         nb::sig("def fit(x: torch.Tensor, residual: torch.Tensor | None, "
-                "vectors: tuple[torch.Tensor | None, ...]) -> bool"),
-        nb::arg(), none, nb::arg(), "Return whether plain tensors go together as functional.py demands.");
+                "vectors: tuple[torch.Tensor | None, ...]) -> int | None"),
+        nb::arg(), none, nb::arg(),
+        "Return the values per channel of plain tensors that go together as functional.py demands.");
   // The kernels, and the arithmetic of running statistics.
   m.def("collect", collect, nb::sig("def collect(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
-                                    "threads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None"),
+                                    "threads: int) -> batchnorm.kernels.interface.Statistics | None"),
         nb::arg(), nb::arg(), nb::arg());
   m.def("normalize", normalize, nb::sig("def normalize(" X STATISTICS REST " -> torch.Tensor | None"), nb::arg(),
         nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
@@ -485,10 +515,10 @@ NB_MODULE(_native, m) {
   m.def("forward", forward,
         nb::sig("def forward(x: torch.Tensor, reduction: batchnorm.kernels.interface.Reduction, "
                 "epilogue: batchnorm.kernels.interface.Epilogue, eps: float, threads: int) -> "
-                "tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None"),
+                "tuple[torch.Tensor, batchnorm.kernels.interface.Statistics] | None"),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def("reduce", reduce,
-        nb::sig("def reduce(dy: torch.Tensor, " X STATISTICS REST " -> tuple[torch.Tensor, torch.Tensor] | None"),
+        nb::sig("def reduce(dy: torch.Tensor, " X STATISTICS REST " -> batchnorm.kernels.interface.Sums | None"),
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("apply", apply,
         nb::sig("def apply(dy: torch.Tensor, " X STATISTICS "sums: batchnorm.kernels.interface.Sums, " REST
@@ -496,11 +526,10 @@ NB_MODULE(_native, m) {
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("backward", backward,
         nb::sig("def backward(dy: torch.Tensor, " X STATISTICS REST
-                " -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] | None"),
+                " -> batchnorm.kernels.interface.Gradients | None"),
         nb::arg(), nb::arg(), nb::arg(), none, nb::arg(), nb::arg(), nb::arg());
   m.def("update", update,
-        nb::sig("def update(running_mean: torch.Tensor, running_var: torch.Tensor, "
-                "statistics: batchnorm.kernels.interface.Statistics, factors: list[float], "
-                "finite_only: bool) -> int | None"),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+        nb::sig("def update(running: batchnorm.kernels.interface.Running, "
+                "statistics: batchnorm.kernels.interface.Statistics, factors: list[float], finite_only: bool) -> bool"),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg());
 }

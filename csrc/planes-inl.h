@@ -509,11 +509,11 @@ class Planes : public PlaneWalk<T> {
     return mask == nullptr ? ones.bytes : mask + line.n * inner_ + line.first;
   }
 
-  void normalize_line(const Line& line, const Channel<F>& channel, bool streams) const {
+  void normalize_line(const Line& line, const Channel<F> channel, bool streams) const {
     const T *px = at(call_.x, line), *pr = at_residual(line);
     T* py = at(call_.y, line);
     const Mask kept = at_mask(call_.kept, line);
-    sweep<F, U>(line.length, [&](int64_t i, int, auto lanes) {
+    sweep<F, U>(line.length, [&, channel](int64_t i, int, auto lanes) BATCHNORM_INLINE_LAMBDA {
       V y = formula_.forward(channel, load(px + i, lanes), load_residual(pr + i, lanes));
       if constexpr (masked) y = keep_lanes<F>(load_mask<F>(kept + i, lanes), y);
       store(py + i, y, lanes, streams);
@@ -572,15 +572,16 @@ class Planes : public PlaneWalk<T> {
     const auto [channel, correction] = numbers;
     const T *pd = at(call_.dy, line), *px = at(call_.x, line), *pr = at_residual(line);
     T* pdx = at(call_.dx, line);
-    T* pdr = call_.dresidual.data == nullptr ? nullptr : at(call_.dresidual, line);
+    T* pdr = has_residual ? at(call_.dresidual, line) : nullptr;
     const Mask kept = at_mask(call_.kept, line), members = at_mask(call_.members, line);
-    sweep<F, U>(line.length, [&, channel = channel, correction = correction](int64_t i, int, auto lanes) {
+    sweep<F, U>(line.length, [&, channel = channel, correction = correction](int64_t i, int, auto lanes)
+                                 BATCHNORM_INLINE_LAMBDA {
       const auto gradient =
           formula_.gradient(channel, load(pd + i, lanes), load(px + i, lanes), load_residual(pr + i, lanes));
       V dz = gradient.dz, through = V{}, dx;
       LaneMask<F> touched{};
       if constexpr (masked) dz = keep_lanes<F>(touched = load_mask<F>(kept + i, lanes), dz);
-      if (pdr != nullptr) store(pdr + i, dz, lanes, streams);
+      if constexpr (has_residual) store(pdr + i, dz, lanes, streams);
       if constexpr (corrects) through = formula_.through_statistics(gradient, correction);
       if constexpr (corrects && masked) {
         const LaneMask<F> member = load_mask<F>(members + i, lanes);

@@ -368,7 +368,7 @@ class Rows : public RowWalk<T> {
 
   template <class AnyTile>
   BATCHNORM_INLINE auto gradient(const AnyTile& tile, int u, const Channel<V>& channel, const T* dy, const T* x,
-                const T* residual) const {
+                                 const T* residual) const {
     const int64_t c = tile.at(u);
     return formula_.gradient(channel, load(dy + c, tile.lanes), load(x + c, tile.lanes),
                              load_residual(residual + c, tile.lanes));
@@ -440,7 +440,7 @@ class Rows : public RowWalk<T> {
       for (int64_t row = begin; row < end; ++row) {
         const T *pd = at(call_.dy, row), *px = at(call_.x, row), *pr = at_residual(row);
         T* pdx = at(call_.dx, row);
-        T* pdr = call_.dresidual.data == nullptr ? nullptr : at(call_.dresidual, row);
+        T* pdr = has_residual ? at(call_.dresidual, row) : nullptr;
         const LaneMask<F> kept = lets_through(call_.kept, row);
         const LaneMask<F> member = corrects ? lets_through(call_.members, row) : kept;
         prefetch_inputs(tile, row + kRowsAhead);
@@ -450,7 +450,7 @@ class Rows : public RowWalk<T> {
           const auto found = gradient(tile, u, channel[u], pd, px, pr);
           V dz = found.dz, through = V{}, dx;
           if constexpr (masked) dz = keep_lanes<F>(kept, dz);
-          if (pdr != nullptr) store(pdr + c, dz, tile.lanes, streams);
+          if constexpr (has_residual) store(pdr + c, dz, tile.lanes, streams);
           if constexpr (corrects) through = formula_.through_statistics(found, correction[u]);
           if constexpr (corrects && masked) through = keep_lanes<F>(member, through);
           if constexpr (corrects) dx = formula_.dx(channel[u], dz, through);

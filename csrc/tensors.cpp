@@ -42,7 +42,7 @@ struct Table {
   void* current_stream;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBfloat = 4, kBool = 6;
+constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6;
 
 const Table* table;
 PyTypeObject *tensor_type, *parameter_type;
@@ -165,6 +165,13 @@ bool view(PyObject* object, View& seen) {
 bool view_mask(PyObject* object, View& seen) {
   DlTensor borrowed;
   return borrow(object, borrowed, seen) && borrowed.dtype.code == kBool;
+}
+
+int64_t* view_counter(PyObject* object) {
+  DlTensor borrowed;
+  View seen;
+  const bool counter = borrow(object, borrowed, seen) && borrowed.dtype.code == kInt && borrowed.dtype.bits == 64;
+  return counter && seen.values() == 1 ? static_cast<int64_t*>(seen.data) : nullptr;
 }
 
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data) {

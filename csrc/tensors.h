@@ -34,6 +34,9 @@ bool view(PyObject* object, View& seen);
 // The same for a tensor of bools; its dtype is not set.
 bool view_mask(PyObject* object, View& seen);
 
+// The one value of a tensor of 64-bit integers in a CPU's memory; null for anything else.
+int64_t* view_counter(PyObject* object);
+
 // A new tensor with any content. Large ones take memory that earlier ones have left (memory.h); where none may be kept,
 // torch allocates all. Null, with a Python error set, where there is no memory.
 PyObject* new_tensor(int dimensions, const int64_t* shape, const int64_t* strides, Dtype dtype, void*& data);

@@ -126,7 +126,10 @@ def test_saved_for_backward_is_what_the_documentation_says() -> None:
     x, weight, bias, residual = _arguments((5, 2))
     y = batch_norm(x, None, None, weight, bias, True, residual=residual)
     saved = [t for t in y.grad_fn.saved_tensors if t is not None]
-    assert sorted(t.numel() for t in saved) == [1, 2, 2, 2, 2, 10]  # count; mean, var, weight, bias; x, and no residual
+    assert sorted(t.numel() for t in saved) == [2, 2, 10]  # weight, bias; x, and no residual
+    statistics, *settings = y.grad_fn.constants
+    assert [t.numel() for t in statistics] == [2, 2, 1]
+    assert settings == [WHOLE_BATCH, None, 1e-5]
 
 
 def test_running_statistics_may_change_before_backward() -> None:

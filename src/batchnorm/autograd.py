@@ -2,9 +2,9 @@
 
 An operator is one node to autograd, ``torch.compile`` and ``torch.export``; the registry picks the backend inside. Two
 autograd functions save for the backward pass: the fused path, in which a kernel finds statistics and normalizes with
-them, and the split path, in which the statistics are given. Both save ``x``, the parameters, the statistics, and the
-residual only below an activation; everything else is computed anew. Derivatives beyond the first, forward mode and
-``torch.func`` differentiate `batchnorm.kernels.composite`.
+them, and the split path, in which the statistics are given. Both save ``x``, the parameters, and the residual only
+below an activation, and keep the statistics, which are neither input nor output; everything else is computed anew.
+Derivatives beyond the first, forward mode and ``torch.func`` differentiate `batchnorm.kernels.composite`.
 
 Registration goes through ``torch.library.Library`` and an autograd function, which costs less per call than
 ``torch.library.register_autograd`` (docs/decisions/0003).
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import composite, eager, registry, watched
-from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums, statistics_dtype
-from batchnorm.statistics.policies import Policy, Running
+from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Running, Statistics, Sums, statistics_dtype
+from batchnorm.statistics.policies import Policy
 
 # What torch.library enters to reach the kernel below autograd; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
@@ -163,21 +163,22 @@ class _Fused(torch.autograd.Function):
         epilogue: Epilogue,
         eps: float,
         direct: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out: list[Statistics],
+    ) -> Tensor:
         if direct:
             y, statistics = registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
         else:
             y, statistics = forward(x, reduction, epilogue, eps, direct)
-        ctx.mark_non_differentiable(*statistics)
-        _save(ctx, x, statistics, reduction, epilogue, eps)
-        return y, *statistics  # type: ignore[return-value]  # a count: they are of a batch
+        out.append(statistics)
+        _save(ctx, x, statistics, reduction, epilogue, eps, direct)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if dy is None:  # y is not used
-            return (None,) * 8
+            return (None,) * 9
         x, call = _saved(ctx)
-        return *_in_order(ctx, dy, call, backward(dy, x, *call)), None, None, None, None
+        return *_in_order(ctx, dy, call, backward(dy, x, *call, ctx.direct)), None, None, None, None, None
 
 
 class _Split(torch.autograd.Function):
@@ -203,7 +204,7 @@ class _Split(torch.autograd.Function):
             wide = statistics_dtype(x.device)
             statistics = Statistics(statistics.mean.to(wide, copy=True), statistics.var.to(wide, copy=True))
         ctx.policy = policy
-        _save(ctx, x, statistics, reduction, epilogue, eps)
+        _save(ctx, x, statistics, reduction, epilogue, eps, direct)
         return y
 
     @staticmethod
@@ -213,7 +214,7 @@ class _Split(torch.autograd.Function):
         x, call = _saved(ctx)
         policy = ctx.policy
         if policy is None or not policy.merges:
-            gradients = backward(dy, x, *call)
+            gradients = backward(dy, x, *call, ctx.direct)
         elif torch.is_grad_enabled() or watched.transformed(dy):
             gradients = _composite_backward(dy, x, call, policy)
         else:
@@ -222,26 +223,33 @@ class _Split(torch.autograd.Function):
 
 
 def _save(
-    ctx: Any, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
+    ctx: Any,
+    x: Tensor,
+    statistics: Statistics,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
+    direct: bool,
 ) -> None:
-    weight, bias, residual, ctx.activation, mask = epilogue
-    ctx.has_residual, ctx.eps = residual is not None, eps
-    ctx.group_size, members = (None, None) if reduction is None else reduction
+    weight, bias, residual, activation, mask = epilogue
+    # The statistics are no input and no output: as attributes they cost less than as saved tensors.
+    ctx.constants = statistics, reduction, activation, eps
+    ctx.direct = direct
+    ctx.passes_on = residual is not None and activation is None  # then the gradient of the residual is dy
     ctx.set_materialize_grads(False)
-    below = None if ctx.activation is None else residual  # without an activation its gradient needs no residual
-    ctx.save_for_backward(x, *statistics, members, weight, bias, below, mask)
+    ctx.save_for_backward(x, weight, bias, None if activation is None else residual, mask)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, _Values]:
-    x, mean, var, count, members, weight, bias, residual, mask = ctx.saved_tensors
-    reduction = None if count is None else Reduction(ctx.group_size, members)
-    return x, (Statistics(mean, var, count), reduction, Epilogue(weight, bias, residual, ctx.activation, mask), ctx.eps)
+    x, weight, bias, residual, mask = ctx.saved_tensors
+    statistics, reduction, activation, eps = ctx.constants
+    return x, (statistics, reduction, Epilogue(weight, bias, residual, activation, mask), eps)
 
 
 def _in_order(ctx: Any, dy: Tensor, call: _Values, gradients: Gradients) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual."""
     dx, dresidual, dweight, dbias = gradients
-    if ctx.has_residual and ctx.activation is None:
+    if ctx.passes_on:
         mask = call[2].mask
         dresidual = dy if mask is None else torch.where(mask, dy, 0)
     return dx, dweight, dbias, dresidual
@@ -361,8 +369,8 @@ def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float, dir
     """Return y and the statistics of the batch."""
     if direct:
         if _needs_grad(x, epilogue):
-            y, *statistics = _apply_fused(x, *epilogue[:3], reduction, epilogue, eps, True)
-            return y, Statistics(*statistics)
+            out: list[Statistics] = []
+            return _apply_fused(x, *epilogue[:3], reduction, epilogue, eps, True, out), out[0]
         return registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
     if watched.transformed():
         found = composite.collect(x, reduction)
@@ -399,7 +407,7 @@ def reduce(
     dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
 ) -> Sums:
     """Return the two sums of the backward pass."""
-    if watched.unobserved() and watched.plain(dy, x):
+    if watched.unobserved() and watched.plain(dy, x, *statistics, *epilogue[:3]):
         return registry.select(x, reduction, epilogue).reduce(dy, x, statistics, reduction, epilogue, eps)
     return Sums(*_ops.reduce(dy, x, *_spread(statistics, reduction, epilogue, eps)))
 
@@ -414,7 +422,7 @@ def apply(
     eps: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Return dx and dresidual, given the sums over all values that share statistics."""
-    if watched.unobserved() and watched.plain(dy, x):
+    if watched.unobserved() and watched.plain(dy, x, *statistics, *epilogue[:3]):
         return registry.select(x, reduction, epilogue).apply(dy, x, statistics, sums, reduction, epilogue, eps)
     flat = _spread(statistics, reduction, epilogue, eps)
     dx, dresidual = _ops.apply(dy, x, *flat[:3], *sums, *flat[3:])
@@ -422,16 +430,23 @@ def apply(
 
 
 def backward(
-    dy: Tensor, x: Tensor, statistics: Statistics, reduction: Reduction | None, epilogue: Epilogue, eps: float
+    dy: Tensor,
+    x: Tensor,
+    statistics: Statistics,
+    reduction: Reduction | None,
+    epilogue: Epilogue,
+    eps: float,
+    direct: bool,
 ) -> Gradients:
-    """Return the gradients of all inputs."""
-    if watched.unobserved() and watched.plain(dy, x):
+    """Return the gradients of all inputs; ``direct`` as in the forward pass, whose tensors are then known."""
+    others = () if direct else (*statistics, *epilogue[:3])
+    if watched.unobserved() and watched.plain(dy, x, *others):
         if not (torch.is_grad_enabled() and (dy.requires_grad or _needs_grad(x, epilogue))):
             return registry.select(x, reduction, epilogue).backward(dy, x, statistics, reduction, epilogue, eps)
     elif watched.transformed(dy):
         return _composite_backward(dy, x, (statistics, reduction, epilogue, eps))
-    dx, *others = _ops.backward(dy, x, *_spread(statistics, reduction, epilogue, eps))
-    of_others = zip(others, (epilogue.residual, epilogue.weight, epilogue.bias), strict=True)
+    dx, *rest = _ops.backward(dy, x, *_spread(statistics, reduction, epilogue, eps))
+    of_others = zip(rest, (epilogue.residual, epilogue.weight, epilogue.bias), strict=True)
     dresidual, dweight, dbias = (None if tensor is None else gradient for gradient, tensor in of_others)
     return Gradients(dx, dresidual, dweight, dbias)
 
@@ -449,29 +464,16 @@ def snapshot(running: Running) -> Running:
 
 def remember(running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool, direct: bool) -> None:
     """Move running statistics towards those of each group, and count the groups that enter or are skipped, in place."""
-    running_mean, running_var, tracked, skipped = running
-    assert running_mean is not None
-    assert running_var is not None
-    plain_factor = not isinstance(factor, Tensor)
-    if not (direct or not plain_factor or watched.batched(running_mean) or torch.compiler.is_compiling()):
+    mean, plain_factor = running.mean, not isinstance(factor, Tensor)
+    assert mean is not None
+    if direct and plain_factor:
+        registry.select(mean).update(running, statistics, factor, finite_only)
+    elif direct or not plain_factor or watched.batched(mean) or torch.compiler.is_compiling():
+        # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
+        eager.update(running, statistics, factor, finite_only)
+    else:
         # As one operator that declares what it changes: torch.func refuses in-place operations on what it captures.
         _ops.remember(*running, *statistics, factor, finite_only)
-        return
-    # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
-    kernels = registry.select(running_mean) if direct and plain_factor else eager
-    entered = kernels.update(running_mean, running_var, statistics, factor, finite_only)
-    count(tracked, skipped, entered, statistics)
-
-
-def count(tracked: Tensor | None, skipped: Tensor | None, entered: int | Tensor, statistics: Statistics) -> None:
-    """Count the groups that have entered, and those of two values or more that have not, in place."""
-    if tracked is not None:
-        tracked.add_(entered)
-    if skipped is not None:
-        if isinstance(entered, Tensor):
-            skipped.add_(statistics.usable(finite_only=False).sum() - entered)
-        elif entered != statistics.mean.shape[0]:
-            skipped.add_(int(statistics.usable(finite_only=False).sum()) - entered)
 
 
 # Registration.
@@ -498,7 +500,8 @@ def _differentiable_forward(below: Callable[..., Any]) -> Callable[..., Any]:
         if not _any_needs_grad((x, *flat)):
             return below(x, *flat)
         reduction, epilogue = Reduction(*flat[:2]), Epilogue(*flat[2:7])
-        return _Fused.apply(x, *epilogue[:3], reduction, epilogue, flat[7], False)  # type: ignore[no-untyped-call]
+        out: list[Statistics] = []
+        return _Fused.apply(x, *epilogue[:3], reduction, epilogue, flat[7], False, out), *out[0]  # type: ignore[no-untyped-call]
 
     return forward
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from batchnorm import autograd
 from batchnorm.kernels import registry, watched
 from batchnorm.kernels.activations import ACTIVATIONS
-from batchnorm.kernels.interface import Epilogue, Statistics, values_per_channel
-from batchnorm.statistics.policies import BATCH, Policy, Running
+from batchnorm.kernels.interface import Epilogue, Running, Statistics, values_per_channel
+from batchnorm.statistics.policies import BATCH, Policy
 
 
 class InputError(ValueError, RuntimeError):
@@ -116,15 +116,17 @@ def batch_norm(
     tensor([[0.0000],
             [1.0000]])
     """
-    direct = watched.unobserved() and registry.fit(x, residual, running_mean, running_var, weight, bias)
-    if not direct:
+    unobserved = watched.unobserved()
+    count = registry.fit(x, residual, running_mean, running_var, weight, bias) if unobserved else None
+    direct = count is not None
+    if count is None:
         _check_tensors(x, running_mean, running_var, weight, bias, residual)
-        direct = watched.unobserved() and watched.plain(x, residual, running_mean, running_var, weight, bias)
+        count = values_per_channel(x)
+        direct = unobserved and watched.plain(x, residual, running_mean, running_var, weight, bias)
     policy = BATCH if statistics is None else statistics
     if mask is not None:
         mask = whole_mask(mask, x)
     reduction = policy.reduction(x, mask) if training else None
-    count = values_per_channel(x)
     _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
     epilogue = Epilogue(weight, bias, residual, activation, mask)
     if out is not None:
@@ -194,7 +196,7 @@ def remember(
         return
     finite_only = policy.on_nonfinite == "skip"
     if running.mean is None:
-        autograd.count(running.tracked, running.skipped, found.usable(finite_only).sum(), found)
+        running.count_groups(found.usable(finite_only).sum(), found)
         return
     if not direct:
         _check_not_mapped(found, running.mean)
@@ -207,7 +209,7 @@ def remember(
     if entered is None:
         autograd.remember(running, found, factor, finite_only, direct)
     else:
-        autograd.count(running.tracked, running.skipped, entered, found)
+        running.count_groups(entered, found)
 
 
 def _checked_momentum(momentum: float | Tensor | None) -> float | Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 import oracle
 import regimes
 from batchnorm.kernels import eager, native
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Running, Statistics
 from batchnorm.reference import statistics as reference
 from cases import Case
 
@@ -155,8 +155,10 @@ def test_running_statistics_meet_the_groups_in_order(dtype: torch.dtype, factor:
         moved = reference.update_running(*expected, mean[g].numpy(), var[g].numpy(), count[g].item(), factor)
         expected = [torch.from_numpy(np.asarray(r)).to(dtype).double().numpy() for r in moved]
     twice = [r.clone() for r in running]
-    assert native.update(*running, statistics, factor, False) == 3
-    eager.update(*twice, statistics, factor, False)
+    counters = torch.zeros(4, dtype=torch.long)
+    native.update(Running(*running, counters[0], counters[1]), statistics, factor, False)
+    eager.update(Running(*twice, counters[2], counters[3]), statistics, factor, False)
+    assert counters.tolist() == [3, 0, 3, 0]
     ulps = 2 * torch.finfo(torch.float64).eps if dtype == torch.float64 else 0  # other forms of the same average
     for got, other, exact in zip(running, twice, expected, strict=True):
         np.testing.assert_allclose(got.double().numpy(), exact, rtol=ulps, atol=0)
@@ -167,10 +169,10 @@ def test_momentum_1_keeps_every_digit() -> None:
     """``r + f (s - r)`` has none of a small s left."""
     found = torch.tensor([[9.3e-19]], dtype=torch.float64)
     running = [torch.ones(1), torch.ones(1)]
-    native.update(*running, Statistics(found, found, torch.tensor([[5.0]], dtype=torch.float64)), 1.0, False)
+    native.update(Running(*running), Statistics(found, found, torch.tensor([[5.0]], dtype=torch.float64)), 1.0, False)
     assert running[0].item() == np.float32(9.3e-19)
     assert running[1].item() == np.float32(9.3e-19 * 1.25)
     assert np.float32(1.0 + 1.0 * (9.3e-19 - 1.0)) == 0  # the form that loses them
     running = [torch.full((1,), torch.nan), torch.full((1,), torch.inf)]
-    native.update(*running, Statistics(found, found, torch.tensor([[5.0]], dtype=torch.float64)), 1.0, False)
+    native.update(Running(*running), Statistics(found, found, torch.tensor([[5.0]], dtype=torch.float64)), 1.0, False)
     assert running[0].item() == np.float32(9.3e-19)

@@ -11,7 +11,7 @@ from torch import Tensor
 import oracle
 import regimes
 from batchnorm.kernels import native
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Running, Statistics
 from cases import Case
 
 pytestmark = pytest.mark.skipif(
@@ -222,7 +222,9 @@ def test_a_batch_without_a_valid_value_leaves_everything_alone(target: str) -> N
         for name in ("y", "dx", "dresidual", "dweight", "dbias", "sum_dy", "sum_dy_xhat", "count"):
             assert not got[name].any(), name
         running = torch.full((4,), 2.0), torch.full((4,), 3.0)
-        assert native.update(*running, Statistics(got["mean"], got["var"], got["count"]), 0.1, False) == 0
+        buffers = Running(*running, torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long))
+        native.update(buffers, Statistics(got["mean"], got["var"], got["count"]), 0.1, False)
+        assert buffers.tracked == buffers.skipped == 0
         assert running[0].tolist() == [2] * 4
         assert running[1].tolist() == [3] * 4
 

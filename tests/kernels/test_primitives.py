@@ -11,7 +11,7 @@ import torch
 import regimes
 import tolerances as tol
 from batchnorm.kernels import eager, native
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Statistics, Sums
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Running, Statistics, Sums
 from batchnorm.reference import statistics as reference
 
 
@@ -93,21 +93,21 @@ def test_a_running_average_is_computed_in_float64_and_rounded_once(kernels: Modu
     batch = _statistics([1e-3, 5.0, 7.0], [1e-3, 5.0, 7.0], 5)
     values = batch.mean[0], batch.var[0] * 1.25
     exact = [r.double() + 0.1 * (v - r.double()) for r, v in zip(running, values, strict=True)]
-    kernels.update(*running, batch, 0.1, finite_only=False)
+    kernels.update(Running(*running), batch, 0.1, finite_only=False)
     for got, expected in zip(running, exact, strict=True):
         torch.testing.assert_close(got, expected.to(dtype), rtol=tol.FLOAT64_REORDERED, atol=0)
 
 
 def test_strided_running_statistics_are_averaged(kernels: ModuleType) -> None:
     both = torch.zeros(3, 2)
-    kernels.update(both[:, 1], both[:, 0], _statistics([1.0] * 3, [1.0] * 3, 2), 0.25, finite_only=False)
+    kernels.update(Running(both[:, 1], both[:, 0]), _statistics([1.0] * 3, [1.0] * 3, 2), 0.25, finite_only=False)
     assert both.tolist() == [[0.5, 0.25]] * 3
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_batch_without_a_variance_leaves_running_statistics_alone(kernels: ModuleType, count: int) -> None:
     running = torch.zeros(2), torch.ones(2)
-    kernels.update(*running, _statistics([5.0, torch.nan], [0.0, torch.nan], count), 0.1, finite_only=False)
+    kernels.update(Running(*running), _statistics([5.0, torch.nan], [0.0, torch.nan], count), 0.1, finite_only=False)
     assert running[0].tolist() == [0, 0]
     assert running[1].tolist() == [1, 1]
 

@@ -19,6 +19,7 @@ from batchnorm.kernels.interface import (
     Epilogue,
     Gradients,
     Reduction,
+    Running,
     Statistics,
     Sums,
     accumulation_dtype,
@@ -113,18 +114,17 @@ def backward(
     )
 
 
-def update(
-    running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
-) -> Tensor:
-    """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
+def update(running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool) -> None:
+    """Move running statistics towards those of each group in turn, and count, in place."""
     with torch.no_grad():
         usable = statistics.usable(finite_only)
-        for group, (mean, var) in enumerate(zip(statistics.mean, statistics.unbiased_var, strict=True)):
+        for group, values in enumerate(zip(statistics.mean, statistics.unbiased_var, strict=True)):
             weight = factor[group] if isinstance(factor, Tensor) and factor.dim() == 1 else factor
-            for running, value in ((running_mean, mean), (running_var, var)):
-                moved = torch.lerp(running.to(value.dtype), value, weight)
-                running.copy_(torch.where(usable[group], moved, running.to(value.dtype)))
-        return usable.sum()
+            for buffer, value in zip(running[:2], values, strict=True):
+                assert buffer is not None
+                moved = torch.lerp(buffer.to(value.dtype), value, weight)
+                buffer.copy_(torch.where(usable[group], moved, buffer.to(value.dtype)))
+        running.count_groups(usable.sum(), statistics)
 
 
 # The pieces. A tensor named `centred`, `x_hat` or `z` is laid out as x, in the accumulation dtype.

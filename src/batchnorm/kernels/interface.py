@@ -1,4 +1,4 @@
-"""The three values that every call is made of, the functions of a backend, and facts on which all backends agree."""
+"""The values that every call is made of, the functions of a backend, and facts on which all backends agree."""
 
 from __future__ import annotations
 
@@ -71,6 +71,30 @@ class Statistics(NamedTuple):
         if not finite_only:
             return several
         return several & self.mean.isfinite().all(1) & self.var.isfinite().all(1)
+
+
+class Running(NamedTuple):
+    """The buffers that a training forward changes; None where a layer has no such buffer.
+
+    Attributes
+    ----------
+    mean, var : Tensor of shape (C,)
+        Running statistics.
+    tracked, skipped : Tensor of shape (), int
+        How many batches have entered them, and how many have not because they were not finite.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    tracked: Tensor | None = None
+    skipped: Tensor | None = None
+
+    def count_groups(self, entered: Tensor, statistics: Statistics) -> None:
+        """Count the groups that have entered, and those of two values or more that have not, in place."""
+        if self.tracked is not None:
+            self.tracked.add_(entered)
+        if self.skipped is not None:
+            self.skipped.add_(statistics.usable(finite_only=False).sum() - entered)
 
 
 class Epilogue(NamedTuple):
@@ -190,15 +214,8 @@ class Kernels(Protocol):
     ) -> Gradients:
         """Return the gradients of all inputs."""
 
-    def update(
-        self,
-        running_mean: Tensor,
-        running_var: Tensor,
-        statistics: Statistics,
-        factor: float | Tensor,
-        finite_only: bool,
-    ) -> int | Tensor:
-        """Move running statistics towards those of each group in turn, in place; return how many groups entered.
+    def update(self, running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool) -> None:
+        """Move running statistics, which are there, towards those of each group in turn, and count, in place.
 
         Buffers are rounded once per group. ``factor`` is the weight of a group: one for all, or a tensor of shape (G,).
         The variance enters unbiased. A group that is not `Statistics.usable` leaves the buffers alone.

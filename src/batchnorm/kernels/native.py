@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Statistics, Sums
+from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Running, Statistics, Sums
 
 try:
     from batchnorm.kernels import _native
@@ -140,7 +140,8 @@ def collect(x: Tensor, reduction: Reduction) -> Statistics:
     if x.numel() == 0:
         return _no_statistics(x, reduction)
     arguments = (x, reduction, _threads())
-    return Statistics(*(_native.collect(*arguments) or _on_copies(_native.collect, x, *arguments)))
+    found = _native.collect(*arguments)
+    return Statistics(*_on_copies(_native.collect, x, *arguments)) if found is None else found
 
 
 def normalize(
@@ -165,12 +166,13 @@ def normalize(
 def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float) -> tuple[Tensor, Statistics]:
     """Return the result of `normalize` with the statistics of ``x``, and these."""
     arguments = (x, reduction, epilogue, eps, _threads())
-    done = _native.forward(*arguments)
-    if done is None:
-        if x.numel() == 0:
-            return torch.empty_like(x), _no_statistics(x, reduction)
-        done = _on_copies(_native.forward, x, *arguments)
-    return done[0], Statistics(*done[1])
+    done: tuple[Tensor, Statistics] | None = _native.forward(*arguments)
+    if done is not None:
+        return done
+    if x.numel() == 0:
+        return torch.empty_like(x), _no_statistics(x, reduction)
+    y, statistics = _on_copies(_native.forward, x, *arguments)
+    return y, statistics
 
 
 def reduce(
@@ -180,7 +182,8 @@ def reduce(
     if x.numel() == 0:
         return Sums(*_filled(x, reduction, 0.0))
     arguments = (dy, x, statistics, reduction, epilogue, eps, _threads())
-    return Sums(*(_native.reduce(*arguments) or _on_copies(_native.reduce, x, *arguments)))
+    sums = _native.reduce(*arguments)
+    return Sums(*_on_copies(_native.reduce, x, *arguments)) if sums is None else sums
 
 
 def apply(
@@ -205,33 +208,32 @@ def backward(
 ) -> Gradients:
     """Return the gradients of all inputs."""
     arguments = (dy, x, statistics, reduction, epilogue, eps, _threads())
-    done = _native.backward(*arguments)
-    if done is None:
-        if x.numel() == 0:
-            inputs = (x, epilogue.residual, epilogue.weight, epilogue.bias)
-            return Gradients(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]  # x
-        done = _on_copies(_native.backward, x, *arguments)
-    return Gradients(*done)
+    gradients: Gradients | None = _native.backward(*arguments)
+    if gradients is not None:
+        return gradients
+    if x.numel() == 0:
+        inputs = (x, epilogue.residual, epilogue.weight, epilogue.bias)
+        return Gradients(*(None if t is None else torch.zeros_like(t) for t in inputs))  # type: ignore[arg-type]  # x
+    return Gradients(*_on_copies(_native.backward, x, *arguments))
 
 
-def update(
-    running_mean: Tensor, running_var: Tensor, statistics: Statistics, factor: float | Tensor, finite_only: bool
-) -> int:
-    """Move running statistics towards those of each group in turn, in place; return how many groups entered."""
-    factors = factor.flatten().tolist() if isinstance(factor, Tensor) else [float(factor)]
-    entered = _native.update(running_mean, running_var, statistics, factors, finite_only)
-    if entered is None:
-        mean, var = (_plain(t).clone(memory_format=torch.contiguous_format) for t in (running_mean, running_var))
-        copies = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
-        entered = _native.update(mean, var, copies, factors, finite_only)
-        assert entered is not None
-        running_mean.detach().copy_(mean)
-        running_var.detach().copy_(var)
-    return entered
+def update(running: Running, statistics: Statistics, factor: float | Tensor, finite_only: bool) -> None:
+    """Move running statistics towards those of each group in turn, and count, in place."""
+    factors = factor.flatten().tolist() if isinstance(factor, Tensor) else [factor]
+    if not _native.update(running, statistics, factors, finite_only):
+        copies = Running(
+            *(None if t is None else _plain(t).clone(memory_format=torch.contiguous_format) for t in running)
+        )
+        plain = Statistics(*(None if t is None else _plain(t).contiguous() for t in statistics))  # type: ignore[arg-type]
+        done = _native.update(copies, plain, factors, finite_only)
+        assert done
+        for buffer, copy in zip(running, copies, strict=True):
+            if buffer is not None and copy is not None:
+                buffer.detach().copy_(copy)
 
 
-def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
-    """Whether these are plain tensors that go together in shape, dtype and device; False says nothing.
+def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> int | None:
+    """Return the values per channel of plain tensors that go together in shape, dtype and device; None says nothing.
 
     Parameters
     ----------
@@ -244,9 +246,9 @@ def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
 
     Returns
     -------
-    bool
+    int or None
     """
-    return _native is not None and _native.fit(x, residual, vectors)
+    return None if _native is None else _native.fit(x, residual, vectors)
 
 
 def blocks() -> list[tuple[int, bool]]:

@@ -135,8 +135,8 @@ def explain(x: Tensor) -> Explanation:
     )
 
 
-def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
-    """Whether these are plain tensors that go together, by the quickest check there is; False says nothing.
+def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> int | None:
+    """Return the values per channel of plain tensors that go together, by the quickest check; None says nothing.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def fit(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
 
     Returns
     -------
-    bool
+    int or None
     """
     return native.fit(x, residual, *vectors)
 

@@ -16,7 +16,6 @@ _transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _profiling = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # noqa: SLF001
 _graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _jit_tracing = torch._C._is_tracing  # noqa: SLF001
-_graph_task = torch._C._current_graph_task_id  # noqa: SLF001
 _unwrapped = torch._C._functorch.get_unwrapped  # noqa: SLF001
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
 _is_batched = torch._C._functorch.is_batchedtensor  # noqa: SLF001
@@ -25,7 +24,14 @@ _is_in_batched_backward = torch._C._functorch.is_legacy_batchedtensor  # noqa: S
 
 def unobserved() -> bool:
     """Whether nothing traces, transforms or profiles: then a kernel may run without torch's dispatcher."""
-    return not (_compiling() or _dispatch_modes() or _transforms() or _profiling() or forward_mode() or _jit_tracing())
+    return not (
+        _compiling()
+        or _dispatch_modes()
+        or _transforms()
+        or _profiling()
+        or forward_ad._current_level >= 0  # noqa: SLF001  # `forward_mode`, without a call: this runs for every layer
+        or _jit_tracing()
+    )
 
 
 def transformed(*tensors: Tensor) -> bool:

@@ -14,26 +14,9 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Statistics, Sums, values_per_channel
+from batchnorm.kernels.interface import WHOLE_BATCH, Epilogue, Reduction, Running, Statistics, Sums, values_per_channel
 from batchnorm.statistics import keys as keys_now
 from batchnorm.statistics.running import cumulative_factor, debiased_factor, momentum_of_half_life
-
-
-class Running(NamedTuple):
-    """The buffers that a training forward changes; None where a layer has no such buffer.
-
-    Attributes
-    ----------
-    mean, var : Tensor of shape (C,)
-        Running statistics.
-    tracked, skipped : Tensor of shape (), int
-        How many batches have entered them, and how many have not because they were not finite.
-    """
-
-    mean: Tensor | None
-    var: Tensor | None
-    tracked: Tensor | None = None
-    skipped: Tensor | None = None
 
 
 class Ledger(Protocol):

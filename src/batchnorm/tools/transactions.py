@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from batchnorm import functional
-from batchnorm.kernels.interface import Statistics
-from batchnorm.statistics.policies import Ledger, Policy, Running
+from batchnorm.kernels.interface import Running, Statistics
+from batchnorm.statistics.policies import Ledger, Policy
 from batchnorm.statistics.population import merge
 from batchnorm.tools import preserve, swap
 from batchnorm.tools.walk import normalizations, require_module
