@@ -190,12 +190,12 @@ class PlaneWalk {
     return plane > kSmallPlane ? 1 : at_least(at_most(kBundle / (samples * plane), kRun / plane), 1);
   }
 
-  static void prefetch(const T* p) { __builtin_prefetch(p); }
+  static BATCHNORM_INLINE void prefetch(const T* p) { __builtin_prefetch(p); }
 
   // Small planes are too short for the processor to foresee anything: those of a bundle, which are contiguous in a
   // sample, are asked for together, sample by sample.
   template <bool write, class Tensor>
-  void warm(const Tensor& t, int64_t c0, int64_t c1) const {
+  BATCHNORM_INLINE void warm(const Tensor& t, int64_t c0, int64_t c1) const {
     if (bundle_ == 1 || t.channel_stride != inner_) return;
     const int64_t length = (c1 - c0) * inner_;
     for (int64_t n = 0; n < samples_; ++n) {

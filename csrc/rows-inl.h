@@ -52,7 +52,7 @@ struct Tile {
     for (int u = 0; u < U; ++u) store(numbers + at(u), from[u], lanes);
   }
   template <class T>
-  void prefetch(const T* row) const {
+  BATCHNORM_INLINE void prefetch(const T* row) const {
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) __builtin_prefetch(row + at(u));
   }
@@ -360,7 +360,7 @@ class Rows : public RowWalk<T> {
   }
 
   template <class AnyTile>
-  void prefetch_inputs(const AnyTile& tile, int64_t row) const {
+  BATCHNORM_INLINE void prefetch_inputs(const AnyTile& tile, int64_t row) const {
     tile.prefetch(at(call_.dy, row));
     tile.prefetch(at(call_.x, row));
     if constexpr (has_residual) tile.prefetch(at(call_.residual, row));
