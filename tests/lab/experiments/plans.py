@@ -53,6 +53,7 @@ def findings(name: str, path: Path, plant: Callable[[TrainConfig], Planted], **s
         )
         for k, accuracy in enumerate(planted.accuracy, start=1):
             at = {"step": k * planted.every, "epoch": k}
+            recorder.metrics("train", **at, seconds=k, loss=1 - accuracy, lr=0.1)
             recorder.metrics("test", **at, seconds=k, loss=1 - accuracy, accuracy=accuracy, statistics="running")
         for probe, readings in planted.probes.items():
             for k, (scalars, layers) in enumerate(readings, start=1):

@@ -77,7 +77,7 @@ def test_a_deep_network_of_sigmoids_must_fail_without_bn_and_learn_with_it(tmp_p
         deep = len(config.hidden) == 10
         best = config.lr == 0.3
         end = (none if config.norm == "none" else batch) if deep else 0.97
-        if config.lr == 3.0:
+        if config.lr >= 3.0:
             return Planted([0.1], status="diverged")
         return Planted([0.1, (end if best else 0.1) + 0.001 * config.seed])
 
@@ -114,3 +114,16 @@ def test_an_identity_that_is_off_does_not_hold(error, expected) -> None:
         for seed in range(3) for arm in scale_invariance.ARMS for eps in settings["eps"] for scale in settings["scales"]
     ]  # fmt: skip
     assert claim.find_in_records(settings, records, {}).status == expected
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "expected"),
+    [(10.0, 0.1, [HOLDS, HOLDS]), (-10.0, 0.1, [FAILS, HOLDS]), (10.0, 3.0, [HOLDS, FAILS])],
+)
+def test_population_statistics_must_be_better_early_and_the_same_late(tmp_path, early, late, expected) -> None:
+    def plant(config) -> Planted:
+        gain = (config.statistics == "population") * (1 + 0.01 * config.seed)
+        values = [0.3 + early * gain / 100, 0.3 + early * gain / 100, 0.9, 0.95 + late * gain / 100]
+        return Planted(values, every=10)  # steps 10 and 20 are early
+
+    assert verdicts(findings("population-statistics", tmp_path / "p", plant)) == expected

@@ -19,7 +19,7 @@ def _plan(settings: Settings) -> Plan:
         steps=settings["steps"], evaluate_every=settings["steps"] // 5, train_subset=0, probes=(),
     )  # fmt: skip
     axes = {
-        "depth": {str(depth): {"hidden": (settings["units"],) * depth} for depth in settings["depths"]},
+        "depth": {f"{depth} layers": {"hidden": (settings["units"],) * depth} for depth in settings["depths"]},
         "seed": vary("seed", range(settings["seeds"])),
         "lr": vary("lr", settings["lr"]),
         "norm": vary("norm", list(NORMS)),
@@ -55,7 +55,7 @@ def _find(settings: Settings, study: Study, numbers: Numbers) -> Findings:
     )  # fmt: skip
 
 
-_SIZES = {"data": "digits", "depths": [3, 6, 10], "lr": [0.03, 0.3, 3.0]}
+_SIZES = {"data": "digits", "depths": [3, 6, 10], "lr": [0.03, 0.3, 3.0, 30.0]}
 CLAIM = Claim(
     name="deep-sigmoids",
     sentence="A deep network of sigmoids learns with batch normalization; without it, its accuracy stays at guessing.",

@@ -35,11 +35,12 @@ def _plan(settings: Settings) -> Plan:
     return Plan(question, as_in_the_paper(base), axes, rule=CLAIM.rule, interleave=("norm",))
 
 
-def percentiles(run: TrainRun) -> Array:
-    """Return (T, 3, units): percentiles of the inputs to the last hidden layer, from settled running statistics on."""
+def percentiles(run: TrainRun) -> tuple[Array, Array]:
+    """Return (T,) steps and (T, 3, units) percentiles of the last hidden inputs, once running statistics settled."""
     first = settled_step(run.config["config"]["norm_momentum"])
-    last = [list(r["layers"].values())[-1] for r in run.of_probe("units") if r["step"] >= first]
-    return np.array([[layer[name] for name in PERCENTILES] for layer in last], dtype=np.float64)
+    seen = [(r["step"], list(r["layers"].values())[-1]) for r in run.of_probe("units") if r["step"] >= first]
+    values = [[layer[name] for name in PERCENTILES] for _, layer in seen]
+    return np.array([step for step, _ in seen], dtype=np.float64), np.array(values, dtype=np.float64)
 
 
 def travelled(found: Array) -> tuple[float, float, float]:
@@ -51,7 +52,7 @@ def travelled(found: Array) -> tuple[float, float, float]:
 
 def _find(settings: Settings, study: Study, _numbers: Numbers) -> Findings:
     runs = {(arm.settings["lr"], arm.settings["norm"]): [percentiles(run) for run in arm.runs] for arm in study.arms}
-    values = {key: np.array([travelled(one) for one in each]) for key, each in runs.items()}  # (seeds, 3)
+    values = {key: np.array([travelled(one) for _, one in each]) for key, each in runs.items()}  # (seeds, 3)
     ratio = {lr: values[lr, "batch"] / values[lr, "none"] for lr in settings["lr"]}
     checks = [
         Check(f"rate {number(lr)}: {words}", "with BN over without, median over units", ratio[lr][:, k].tolist(), 1.0,
@@ -63,6 +64,8 @@ def _find(settings: Settings, study: Study, _numbers: Numbers) -> Findings:
         "The median input of a sigmoid drifts with BN "
         + ", ".join(f"{spread(ratio[lr][:, 0].tolist())} times as far as without at rate {number(lr)}"
                     for lr in settings["lr"])
+        + "; counted in spreads of its inputs, "
+        + ", ".join(f"{spread(ratio[lr][:, 2].tolist())} times" for lr in settings["lr"])
         + ".",
         checks,
         [_picture(runs, settings["lr"])],
@@ -76,20 +79,21 @@ def _find(settings: Settings, study: Study, _numbers: Numbers) -> Findings:
     )  # fmt: skip
 
 
-def _picture(runs: dict[tuple[float, str], list[Array]], rates: Sequence[float]) -> Picture:
+def _picture(runs: dict[tuple[float, str], list[tuple[Array, Array]]], rates: Sequence[float]) -> Picture:
     """Draw the unit whose drift is the median of all units without BN, at each rate, in both arms."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10.5, 3.2 * len(rates)), layout="constrained")
         grid = figure.subplots(len(rates), 2, sharey="row", squeeze=False)
         for row, lr in zip(grid, rates, strict=True):
-            far = drift(runs[lr, "none"][0][:, 1])
+            far = drift(runs[lr, "none"][0][1][:, 1])
             unit = int(np.argsort(far, kind="stable")[(len(far) - 1) // 2])
             for axes, (index, (norm, words)) in zip(row, enumerate(NORMS.items()), strict=True):
-                low, middle, high = (runs[lr, norm][0][:, k, unit] for k in range(3))
-                axes.plot(middle, **style(index))
-                axes.fill_between(range(len(middle)), low, high, color=style(index)["color"], alpha=0.2, linewidth=0)
+                steps, seen = runs[lr, norm][0]
+                low, middle, high = seen[:, :, unit].T
+                axes.plot(steps, middle, **style(index))
+                axes.fill_between(steps, low, high, color=style(index)["color"], alpha=0.2, linewidth=0)
                 axes.set_title(f"{words}, rate {number(lr)}, unit {unit}", loc="left")
-                axes.set(xlabel="evaluation", ylabel="input")
+                axes.set(xlabel="step", ylabel="input")
     return Picture("unit", "The input to one sigmoid of the last hidden layer",
                    "Line: median; band: 15th to 85th percentile; seed 0. The unit is the one with the median drift of "
                    "all units without BN.", "Percentiles of the input to one unit over training, without and with BN.",
