@@ -32,7 +32,7 @@ LAB_ORDER = [
 ]
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
-    {"study", "compare", "progress", "protocols", "run", "bare_loop"},
+    {"study", "compare", "progress", "protocols", "run", "bare_loop", "deep_linear"},
     {"series"},
     {"numbers"},
     {"claims"},

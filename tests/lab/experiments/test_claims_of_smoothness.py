@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from batchnorm import BatchNorm1d
+from batchnorm.lab.experiments import deep_linear
 from batchnorm.lab.experiments.claims import noisy_batch_norm, other_norms, registry, smooth_landscape
 from batchnorm.lab.models import Normalization, build
+from batchnorm.probes import Shift
 from lab.experiments.plans import Planted, findings, verdicts
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -161,32 +163,69 @@ def test_power_norms_divide_by_the_average_norm_before_they_subtract_the_mean() 
     x = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
     for power, norms in ((1.0, [2.0, 3.0]), (2.0, [5**0.5, 10**0.5]), (math.inf, [3.0, 4.0])):
         expected = x / torch.tensor(norms)
-        torch.testing.assert_close(other_norms.PowerNorm(2, power)(x), expected - expected.mean(0))
+        torch.testing.assert_close(deep_linear.PowerNorm(2, power)(x), expected - expected.mean(0))
     centred = torch.randn(50, 4) * 3
     centred = centred - centred.mean(0)
-    torch.testing.assert_close(other_norms.PowerNorm(4, 2.0)(centred), BatchNorm1d(4, eps=1e-12)(centred))
+    torch.testing.assert_close(deep_linear.PowerNorm(4, 2.0)(centred), BatchNorm1d(4, eps=1e-12)(centred))
 
 
 def test_descent_of_a_linear_network_takes_the_steps_of_its_closed_form() -> None:
     """Two layers: the gradient is W2^T E x^T and E x^T W1^T for the error E, times 2 over the examples."""
-    network = other_norms.linear_network("none", 2, 3, seed=0)
+    network = deep_linear.linear_network("none", 2, 3, seed=0)
     w1, w2 = (layer.weight.detach().clone() for layer in network)
-    x, y = torch.randn(40, 3), torch.randn(40, 3)
+    problem = deep_linear.gaussian_problem(40, 3, seed=0)
+    x, y = problem.x, problem.y
+    assert problem.floor == pytest.approx((y**2).sum().item() / 40)
     expected = []
     for _ in range(4):
         error = x @ w1.T @ w2.T - y
-        expected.append((error**2).sum(1).mean().item())
+        expected.append((error**2).sum().item() / 40 / problem.floor)
         g1, g2 = 2 / 40 * w2.T @ error.T @ x, 2 / 40 * error.T @ x @ w1.T
         w1, w2 = w1 - 0.1 * g1, w2 - 0.1 * g2
-    np.testing.assert_allclose(other_norms.descend(network, x, y, steps=3, lr=0.1), expected, rtol=1e-5)
-    assert other_norms.descend(network, x, y, steps=200, lr=1e9)[-1] == math.inf
+    np.testing.assert_allclose(deep_linear.descend(network, problem, steps=3, lr=0.1)[0], expected, rtol=1e-5)
+    assert deep_linear.descend(network, problem, steps=200, lr=1e9)[0][-1] == math.inf
 
 
 def test_deep_linear_networks_have_a_normalization_behind_each_layer_but_the_last() -> None:
     for norm in other_norms.ARMS:
-        network = other_norms.linear_network(norm, 4, 5, seed=1)
+        network = deep_linear.linear_network(norm, 4, 5, seed=1)
         linear = [layer for layer in network if isinstance(layer, nn.Linear)]
         assert len(linear) == 4
         assert len(network) == (4 if norm == "none" else 7)
-        for one, other in zip(linear, other_norms.linear_network("none", 4, 5, seed=1), strict=True):
+        for one, other in zip(linear, deep_linear.linear_network("none", 4, 5, seed=1), strict=True):
             torch.testing.assert_close(one.weight, other.weight, atol=0, rtol=0)
+
+
+def test_the_probe_of_a_descent_reads_the_closed_form_of_two_linear_layers() -> None:
+    problem, network = deep_linear.gaussian_problem(40, 3, seed=0), deep_linear.linear_network("none", 2, 3, seed=0)
+    w1, w2 = (layer.weight.detach().clone() for layer in network)
+
+    def gradients(w1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        error = problem.x @ w1.T @ w2.T - problem.y
+        return 2 / 40 * w2.T @ error.T @ problem.x, 2 / 40 * error.T @ problem.x @ w1.T
+
+    first, second = gradients(w1)
+    after = gradients(w1 - 0.2 * first)[1]
+    _, seen = deep_linear.descend(network, problem, steps=4, lr=0.2, probe=Shift(network), every=2)
+    assert list(seen) == [0, 2]
+    layer = seen[0].layers["1"]
+    assert layer["shift"] == pytest.approx((after - second).norm().item(), rel=1e-4)
+    assert layer["cosine"] == pytest.approx(
+        torch.cosine_similarity(after.flatten(), second.flatten(), 0).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("cosine", "loss", "expected"),
+    [(0.2, 0.1, [HOLDS] * 3), (1.0, 0.1, [FAILS, HOLDS, HOLDS]), (0.2, 0.9, [HOLDS, HOLDS, FAILS])],
+)
+def test_gradients_of_a_linear_network_must_turn_with_bn_that_ends_lower(cosine, loss, expected) -> None:
+    claim = registry.claim("gradient-shift-linear")
+    assert claim.find_in_records is not None
+    records = [
+        {"seed": seed, "norm": norm, "cosine": (cosine if norm == "batch" else 0.9) / near,
+         "shift": (1.0 if norm == "batch" else 0.1) * near, "loss": (loss if norm == "batch" else 0.5) * near}
+        for seed in range(3) for norm in ("none", "batch") for near in [1 + 0.001 * seed * (norm == "batch")]
+    ]  # fmt: skip
+    arrays = {f"{key}/{r['norm']}/{r['seed']}": np.array([1.0, r[key]]) for r in records for key in ("cosine", "loss")}
+    assert verdicts(claim.find_in_records({**claim.budgets["small"], "seeds": 3}, records, arrays)) == expected

@@ -171,6 +171,11 @@ def mean_over_layers(record: Record, key: str) -> float:
     return float(np.mean(found)) if found else np.nan
 
 
+def behind_first(record: Record) -> Record:
+    """Return a record of a probe without its first layer, in front of which nothing moves."""
+    return {**record, "layers": dict(list(record["layers"].items())[1:])}
+
+
 def quantity(
     arms: Sequence[Arm | None],
     label: str,

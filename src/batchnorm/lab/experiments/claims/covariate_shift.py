@@ -10,7 +10,7 @@ from batchnorm.lab.experiments.claims.form import Check, Claim, Findings, Settin
 from batchnorm.lab.experiments.compare import as_in_the_paper
 from batchnorm.lab.experiments.numbers import Numbers
 from batchnorm.lab.experiments.plan import Plan, vary
-from batchnorm.lab.experiments.series import mean_over_layers, quantity
+from batchnorm.lab.experiments.series import behind_first, mean_over_layers, quantity
 from batchnorm.lab.experiments.study import Arm, Study
 from batchnorm.lab.plots import Picture
 from batchnorm.lab.recording import Record, TrainRun
@@ -26,7 +26,7 @@ WAYS = {
 
 def shift(record: Record, key: str) -> float:
     """Return the mean of a quantity over the layers behind the first, whose inputs no step moves."""
-    return mean_over_layers({"layers": dict(list(record["layers"].items())[1:])}, key)
+    return mean_over_layers(behind_first(record), key)
 
 
 def over_steps(run: TrainRun, way: str) -> float:

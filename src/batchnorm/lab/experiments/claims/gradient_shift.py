@@ -9,7 +9,7 @@ from batchnorm.lab.experiments.claims.form import Check, Claim, Findings, Settin
 from batchnorm.lab.experiments.numbers import Numbers
 from batchnorm.lab.experiments.plan import Plan, vary
 from batchnorm.lab.experiments.protocols import small_vgg
-from batchnorm.lab.experiments.series import mean_over_layers, number, quantity
+from batchnorm.lab.experiments.series import behind_first, mean_over_layers, number, quantity
 from batchnorm.lab.experiments.study import Study
 from batchnorm.lab.recording import Record, TrainRun
 
@@ -20,16 +20,14 @@ HIGHER, SMALLER = 0.05, 0.8
 
 def relative_shift(record: Record) -> float:
     """Return the shift over the norm of the gradient, mean over the layers behind the first, which cannot shift."""
-    behind = list(record["layers"].values())[1:]
-    shares = [number(layer.get("shift")) / number(layer.get("gradient_norm")) for layer in behind
-              if number(layer.get("gradient_norm")) > 0]  # fmt: skip
+    shares = [number(layer.get("shift")) / norm for layer in behind_first(record)["layers"].values()
+              if (norm := number(layer.get("gradient_norm"))) > 0]  # fmt: skip
     return float(np.mean(shares)) if shares else math.nan
 
 
 def cosine(record: Record) -> float:
     """Return the mean cosine over the layers behind the first."""
-    behind = dict(list(record["layers"].items())[1:])
-    return mean_over_layers({"layers": behind}, "cosine")
+    return mean_over_layers(behind_first(record), "cosine")
 
 
 def over_steps(run: TrainRun, of: Callable[[Record], float]) -> float:

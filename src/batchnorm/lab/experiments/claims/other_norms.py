@@ -4,12 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from batchnorm import BatchNorm1d
 from batchnorm.lab.experiments.claims.form import (
-    Array,
     Arrays,
     Check,
     Claim,
@@ -21,72 +17,21 @@ from batchnorm.lab.experiments.claims.form import (
     number,
     spread,
 )
+from batchnorm.lab.experiments.deep_linear import descend, gaussian_problem, linear_network
 from batchnorm.lab.experiments.series import Track, combine
 
 ARMS = {"none": "without", "batch": "BN", "l1": "l1", "l2": "l2", "linf": "l-infinity"}
-POWERS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
-EPS = 1e-12
-
-
-class PowerNorm(nn.Module):
-    """Divide each unit by its average l_p norm over the batch, subtract the mean of that, scale and shift."""
-
-    def __init__(self, units: int, power: float) -> None:
-        super().__init__()
-        self.power = power
-        self.weight, self.bias = nn.Parameter(torch.ones(units)), nn.Parameter(torch.zeros(units))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalized batch; the norm is that of the values as they come, as in the paper."""
-        sizes = x.abs()
-        norm = sizes.amax(0) if math.isinf(self.power) else sizes.pow(self.power).mean(0).pow(1 / self.power)
-        y = x / (norm + EPS)
-        return (y - y.mean(0)) * self.weight + self.bias
-
-
-def linear_network(norm: str, depth: int, units: int, seed: int) -> nn.Sequential:
-    """Build ``depth`` linear layers without biases, Glorot's weights, a normalization behind each but the last."""
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for k in range(depth):
-        linear = nn.Linear(units, units, bias=False)
-        nn.init.xavier_normal_(linear.weight)
-        layers.append(linear)
-        if k < depth - 1 and norm != "none":
-            layers.append(BatchNorm1d(units) if norm == "batch" else PowerNorm(units, POWERS[norm]))
-    return nn.Sequential(*layers)
-
-
-def descend(network: nn.Module, x: Tensor, y: Tensor, *, steps: int, lr: float) -> Array:
-    """Take full-batch steps on the squared distance, mean over examples; return the loss before each, and at last.
-
-    From a loss that is not finite on, all of them are infinite.
-    """
-    optimizer, losses = torch.optim.SGD(network.parameters(), lr), np.full(steps + 1, np.inf)
-    for step in range(steps + 1):
-        loss = ((network(x) - y) ** 2).sum(1).mean()
-        if not torch.isfinite(loss):
-            break
-        losses[step] = loss.item()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses
 
 
 def _measure(settings: Settings) -> Iterator[Measurement]:
     """Train every arm at every rate on the same data from the same weights."""
-    units = settings["units"]
     for seed in range(settings["seeds"]):
-        generator = torch.Generator().manual_seed(seed)
-        x, target = (torch.randn(rows, units, generator=generator) for rows in (settings["examples"], units))
-        y = x @ target.T
-        floor = (y**2).sum(1).mean().item()  # the loss of a network that gives 0
+        problem = gaussian_problem(settings["examples"], settings["units"], seed)
         for norm in ARMS:
             records, arrays = [], {}
             for lr in settings["lr"]:
-                network = linear_network(norm, settings["depth"], units, seed)
-                losses = descend(network, x, y, steps=settings["steps"], lr=lr) / floor
+                network = linear_network(norm, settings["depth"], settings["units"], seed)
+                losses, _ = descend(network, problem, steps=settings["steps"], lr=lr)
                 records.append({"seed": seed, "norm": norm, "lr": lr, "loss": float(losses[-1])})
                 arrays[f"{norm}/{lr}/{seed}"] = losses
             yield Measurement(f"seed {seed}, {ARMS[norm]}", records, arrays)
