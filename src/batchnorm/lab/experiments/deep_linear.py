@@ -38,7 +38,7 @@ class PowerNorm(nn.Module):
     units : int
         Width of the layer.
     power : float
-        p, from 1 to infinity.
+        The p of the norm, from 1 to infinity.
     """
 
     def __init__(self, units: int, power: float) -> None:

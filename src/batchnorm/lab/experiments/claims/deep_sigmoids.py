@@ -16,10 +16,10 @@ LEARNED = 80.0
 def _plan(settings: Settings) -> Plan:
     base = TrainConfig(
         data=settings["data"], model="mlp", activation="sigmoid", optimizer="sgd", schedule="constant", l2=0.0,
-        steps=settings["steps"], evaluate_every=settings["steps"] // 5, train_subset=0, probes=(),
+        steps=settings["steps"], evaluate_every=max(1, settings["steps"] // 5), train_subset=0, probes=(),
     )  # fmt: skip
     axes = {
-        "depth": {f"{depth} layers": {"hidden": (settings["units"],) * depth} for depth in settings["depths"]},
+        "depth": {f"{depth}-layer": {"hidden": (settings["units"],) * depth} for depth in settings["depths"]},
         "seed": vary("seed", range(settings["seeds"])),
         "lr": vary("lr", settings["lr"]),
         "norm": vary("norm", list(NORMS)),
@@ -28,16 +28,16 @@ def _plan(settings: Settings) -> Plan:
     return Plan(question, base, axes, rule=CLAIM.rule, interleave=("norm",), tuned="lr")
 
 
-def ends(group: GroupNumbers, seeds: int) -> list[float]:
+def ends(group: GroupNumbers) -> list[float]:
     """Return the final accuracy of each seed in percent, at the best rate; 0 where training diverged."""
-    return [100 * (run.final_accuracy or 0.0) if run.status == "finished" else 0.0 for run in group.shown.runs][:seeds]
+    return [100 * (run.final_accuracy or 0.0) if run.status == "finished" else 0.0 for run in group.shown.runs]
 
 
 def _find(settings: Settings, study: Study, numbers: Numbers) -> Findings:
     found = {norm: {depth: [math.nan] for depth in settings["depths"]} for norm in NORMS}
     for group, numbered in zip(study.groups, numbers.groups, strict=True):
         config = next(iter(group.arms.values())).runs[0].config["config"]
-        found[config["norm"]][len(config["hidden"])] = ends(numbered, settings["seeds"])
+        found[config["norm"]][len(config["hidden"])] = ends(numbered)
     deepest, guessing = max(settings["depths"]), 100 * numbers.guessing
     without, with_bn = found["none"][deepest], found["batch"][deepest]
     edges = [group.name for group in numbers.groups if group.best is not None and group.best.edge]
