@@ -32,7 +32,7 @@ LAB_ORDER = [
 ]
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
-    {"study", "compare", "progress", "run", "bare_loop"},
+    {"study", "compare", "progress", "protocols", "run", "bare_loop", "deep_linear"},
     {"series"},
     {"numbers"},
     {"claims"},
@@ -91,7 +91,7 @@ INNER_ORDERS = {
 }
 #: Read files only: what they show can be shown again on a machine without torch's help.
 NO_TORCH = {"files", "page", "plots", "recording", "report", "rules", "terminal", "wording"}
-NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "progress", "series", "study", "takes"}
+NO_TORCH_IN_EXPERIMENTS = {"compare", "numbers", "plan", "progress", "protocols", "series", "study", "takes"}
 NO_TORCH_IN_BENCH = {"config", "measure", "rows", "run", "table"}
 NO_TORCH_IN_TRAINING = {"checks", "config", "progress", "recipes", "schedules", "settings", "signals"}
 NEEDED_BY_THE_LAB = {

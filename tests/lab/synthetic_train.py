@@ -125,6 +125,7 @@ def _seen(
                 "mean_gap": 0.1 + 0.5 * float(np.exp(-20 * share)), "var_ratio": 1 + 0.5 * float(np.exp(-20 * share)),
                 "var_ratio_low": 0.9, "var_ratio_high": 1.2 + float(np.exp(-20 * share)),
             },
+            "input_shift": {"std_ratio": 1 + 0.01 * depth, "distance": (0.05 if plain else 0.01) * depth},
             "shift": {"shift": gradient / 3, "cosine": 0.9 - 0.1 * depth - (0.3 * share if plain else 0.0)},
         }[probe]  # fmt: skip
     return ({"gradient_norm": 0.5 * (1 - 0.8 * share)} if probe == "gradients" else {}), inside

@@ -34,6 +34,8 @@ TINY = {
     "optimizer-basins": ["data=digits", "train=64", "seen=20", "steps=2", "points=3"],
     "class-leakage": ["data=digits", "train=64", "test=40", "steps=2", "batch=40", "size=10"],
     "train-eval": ["steps=5", "shown=3"],
+    "gradient-shift-linear": ["steps=2", "every=1", "examples=20", "depth=3"],
+    "other-norms": ["steps=2", "examples=20", "depth=3"],
 }
 
 

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH"),
 ]
-PROBES = ("activations", "gradients", "running", "shift", "landscape")
+PROBES = ("activations", "gradients", "running", "input_shift", "shift", "landscape")
 ACCURACY = '[data-chart="0"]'
 
 
@@ -174,7 +174,7 @@ def test_on_paper_every_curve_is_shown_and_no_control(opened: Browser, album: Pa
     opened.wait("document.querySelectorAll('[data-chart=\"1\"] .plot').length === 3")  # all parts, one below the other
     assert _lines(opened) == 6
     assert opened.run("getComputedStyle(document.getElementById('at').parentElement).display") == "none"
-    assert opened.run("document.querySelectorAll('#layers h3').length") == 9  # the other quantities of the layers
+    assert opened.run("document.querySelectorAll('#layers h3').length") == 11  # the other quantities of the layers
     assert opened.run("document.documentElement.scrollWidth <= window.innerWidth")
     opened.screenshot(album / "paper.png")
     opened.emulate()

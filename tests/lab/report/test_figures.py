@@ -15,7 +15,7 @@ from lab.synthetic_train import ENVIRONMENT, config, write_run
 
 
 def test_every_panel_shows_the_whole_of_its_curves(tmp_path: Path) -> None:
-    probes = ("activations", "gradients", "running", "shift", "landscape")
+    probes = ("activations", "gradients", "running", "input_shift", "shift", "landscape")
     given = {"steps": 200, "evaluations": 8, "records": 100, "probes": probes}
     study = read_study([write_run(tmp_path / norm, norm=norm, **given) for norm in ("none", "batch")])
     numbers = summarize(study)
@@ -31,7 +31,7 @@ def test_every_panel_shows_the_whole_of_its_curves(tmp_path: Path) -> None:
             np.testing.assert_allclose(line.get_ydata(), factor * series.mean)
             assert bottom < factor * np.nanmin(series.mean) * (1 + 1e-9 * np.sign(np.nanmin(series.mean)))
             assert factor * np.nanmax(series.mean) < top
-    assert len([axes for axes in layers.figure.axes if axes.has_data()]) == 10
+    assert len([axes for axes in layers.figure.axes if axes.has_data()]) == 12
 
 
 def test_a_run_that_blew_up_does_not_flatten_the_others(tmp_path: Path) -> None:

@@ -102,3 +102,31 @@ def test_the_line_of_the_landscape_is_the_loss_and_its_band_the_range(tmp_path: 
 def test_runs_without_probes_have_no_layers(tmp_path: Path) -> None:
     study = read_study([write_records(tmp_path / "run", [0.5])])
     assert data(study, study.arms, charts(study, summarize(study), None))["layers"] == {"views": [], "probes": {}}
+
+
+def test_a_loss_outside_the_recorded_range_widens_the_band(tmp_path: Path) -> None:
+    """The probe visits no distance 0: where every step along the gradient raises the loss, the line was below it."""
+    recorder = Recorder.create(tmp_path / "run", config=config(), environment=ENVIRONMENT)
+    recorder.metrics("train", step=1, epoch=1, seconds=1, loss=1.0)
+    scalars = {"loss": 1.0, "loss_low": 2.0, "loss_high": 3.0}
+    recorder.probe("landscape", step=1, epoch=1, scalars=scalars, layers={})
+    recorder.end(status="finished", step=1)
+    study = read_study([tmp_path / "run"])
+    (chart,) = [one for one in charts(study, summarize(study), None) if one.name == "landscape"]
+    series = chart.quantities[0].series[0]
+    np.testing.assert_array_equal([series.low, series.mean, series.high], [[1.0], [1.0], [3.0]])
+
+
+def test_covariate_shift_by_distribution_has_a_chart_and_views_of_the_layers(tmp_path: Path) -> None:
+    recorder = Recorder.create(tmp_path / "run", config=config(), environment=ENVIRONMENT)
+    recorder.metrics("train", step=1, epoch=1, seconds=1, loss=1.0)
+    layers = {"0": {"distance": 0.0, "std_ratio": None}, "2": {"distance": 0.3, "std_ratio": 1.1}}
+    recorder.probe("input_shift", step=1, epoch=1, scalars={}, layers=layers)
+    recorder.end(status="finished", step=1)
+    study = read_study([tmp_path / "run"])
+    made = charts(study, summarize(study), None)
+    (chart,) = [one for one in made if one.name == "input_shift"]
+    np.testing.assert_allclose(chart.quantities[0].series[0].mean, [0.15])
+    carried = data(study, study.arms, made)["layers"]
+    assert [view["middle"] for view in carried["views"]] == ["distance", "std_ratio"]
+    assert carried["probes"]["input_shift"][0]["values"]["distance"] == [[0.0, 0.3]]

@@ -102,7 +102,7 @@ def plan_of(command: CompareCommand) -> Plan:
     if not command.norm:
         raise LabError("norm must hold at least one value; got none")
     common = {one.name for one in fields(TrainConfig)}
-    base = _as_in_the_paper(
+    base = as_in_the_paper(
         TrainConfig(
             **{
                 **{name: getattr(command, name) for name in common},
@@ -133,7 +133,20 @@ def plan_of(command: CompareCommand) -> Plan:
     )
 
 
-def _as_in_the_paper(base: TrainConfig, *, quick: bool) -> TrainConfig:
+def as_in_the_paper(base: TrainConfig, *, quick: bool = False) -> TrainConfig:
+    """Fill in plain descent in batches of 60 for the networks that are trained as in the paper, and a cadence.
+
+    Parameters
+    ----------
+    base : TrainConfig
+        What is given stays.
+    quick : bool
+        Take a quarter of the steps.
+
+    Returns
+    -------
+    TrainConfig
+    """
     if base.model in RATES:
         steps = base.steps or STEPS.get((base.data, base.model)) or STEPS["", base.model]
         base = replace(

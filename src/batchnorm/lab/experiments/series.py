@@ -164,6 +164,18 @@ def thin(series: Series, points: int) -> Series:
     return Series(*(getattr(series, name)[index] for name in Series.__dataclass_fields__))
 
 
+def mean_over_layers(record: Record, key: str) -> float:
+    """Return the mean of a quantity of a probe over the layers that have it; NaN where none has."""
+    found = [number(layer.get(key)) for layer in record["layers"].values()]
+    found = [one for one in found if np.isfinite(one)]
+    return float(np.mean(found)) if found else np.nan
+
+
+def behind_first(record: Record) -> Record:
+    """Return a record of a probe without its first layer, in front of which nothing moves."""
+    return {**record, "layers": dict(list(record["layers"].items())[1:])}
+
+
 def quantity(
     arms: Sequence[Arm | None],
     label: str,

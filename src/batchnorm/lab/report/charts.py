@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm.lab.experiments.numbers import Numbers
-from batchnorm.lab.experiments.series import Floats, Quantity, Series, Track, number, quantity, thin
+from batchnorm.lab.experiments.series import Floats, Quantity, Series, Track, mean_over_layers, number, quantity, thin
 from batchnorm.lab.experiments.study import Arm, Group, Study, settings_of
 from batchnorm.lab.recording import Record
 from batchnorm.lab.report.layers import VIEWS, View, Watched, shown_views, watched
@@ -157,7 +157,10 @@ def charts(study: Study, numbers: Numbers, units: Units | None) -> list[Chart]:
         _chart("smoothness", "Effective smoothness", "beta",
                "The largest change of the gradient over the distance moved: small is smooth.",
                [_scalar(arms, "landscape", "smoothness")], log=True),
-        _chart("shift", "Internal covariate shift", "cosine",
+        _chart("input_shift", "Internal covariate shift, by distribution", "distance in deviations",
+               "How far one step moves the inputs of each layer on the same batch: Wasserstein distance in deviations, "
+               "mean over layers.", [_mean_over_layers(arms, "input_shift", "distance")], log=True),
+        _chart("shift", "Internal covariate shift, by gradient", "cosine",
                "Cosine between each layer's gradient before and after the layers before it take their step, mean over "
                "layers.", [_mean_over_layers(arms, "shift", "cosine")]),
     ]  # fmt: skip
@@ -325,12 +328,7 @@ def _scalar(arms: Sequence[Arm], probe: str, key: str) -> Quantity | None:
 
 
 def _mean_over_layers(arms: Sequence[Arm], probe: str, key: str) -> Quantity | None:
-    def value(record: Record) -> float:
-        found = [number(layer.get(key)) for layer in record["layers"].values()]
-        found = [one for one in found if np.isfinite(one)]
-        return float(np.mean(found)) if found else np.nan
-
-    return quantity(arms, "", lambda run: run.of_probe(probe), value)
+    return quantity(arms, "", lambda run: run.of_probe(probe), lambda record: mean_over_layers(record, key))
 
 
 def _gap(arms: Sequence[Arm], part: str) -> Quantity | None:

@@ -88,7 +88,12 @@ VIEWS = (
     View("running", "Batch variance over running variance", "ratio",
          "Line: median channel; band: 10th to 90th percentile of channels. 1: evaluation mode divides by what training "
          "mode divides by.", "var_ratio", "var_ratio_low", "var_ratio_high", log=True),
-    View("shift", "Internal covariate shift", "shift",
+    View("input_shift", "Internal covariate shift, by distribution", "distance",
+         "How far one step of all layers moves the inputs of a layer on the same batch: the Wasserstein distance "
+         "of its units, in deviations. The inputs of the first layer do not move.", "distance", log=True),
+    View("input_shift", "Spread kept by the step", "ratio",
+         "Standard deviation of a layer's inputs after the step over that before it; 1: no change.", "std_ratio"),
+    View("shift", "Internal covariate shift, by gradient", "shift",
          "How far a layer's gradient moves when the layers before it take their step: the Euclidean norm of the "
          "difference (arXiv 1805.11604, definition 2.1).", "shift", log=True),
     View("shift", "Direction kept under the shift", "cosine",

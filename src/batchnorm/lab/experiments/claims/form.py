@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from batchnorm.lab.errors import LabError
 from batchnorm.lab.experiments.numbers import Numbers
 from batchnorm.lab.experiments.plan import Plan
+from batchnorm.lab.experiments.series import Series
 from batchnorm.lab.experiments.study import Study
 from batchnorm.lab.plots import SETTINGS, Picture
 from batchnorm.lab.rules import FAILS, HOLDS, INCONCLUSIVE, decide, interval_of_mean
@@ -274,6 +275,37 @@ def _like(before: Any, word: str, name: str) -> Any:
     if isinstance(value, int | float) and not value > 0:
         raise LabError(f"{name} must be above 0; got {word}")
     return value
+
+
+def curves(
+    name: str, title: str, caption: str, alt: str, label: str, lines: Mapping[str, Series], *, log: bool = False
+) -> Picture:
+    """Draw the mean over seeds as a line, from the lowest to the highest as a band, over steps.
+
+    Parameters
+    ----------
+    name, title, caption, alt : str
+        Of the picture.
+    label : str
+        Of the vertical axis.
+    lines : mapping of str to Series
+        By words.
+    log : bool
+        Whether the vertical axis is logarithmic.
+
+    Returns
+    -------
+    Picture
+    """
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for index, (line, series) in enumerate(lines.items()):
+            axes.plot(series.steps, series.mean, label=line, markevery=max(1, series.steps.size // 12), **style(index))
+            axes.fill_between(series.steps, series.low, series.high, color=COLORS[index], alpha=0.15, linewidth=0)
+        axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+        axes.legend()
+    return Picture(name, title, caption, alt, figure)
 
 
 def points(
