@@ -33,7 +33,7 @@ LAB_ORDER = [
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
     {"study", "compare", "progress", "run", "bare_loop"},
-    {"series"},
+    {"series", "seven_changes"},
     {"numbers"},
     {"claims"},
 ]

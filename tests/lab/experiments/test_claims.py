@@ -33,6 +33,9 @@ TINY = {
     "large-rates": ["data=digits", "train=64", "test=40", "steps=2", "batch=32", "lr=0.01,0.1"],
     "optimizer-basins": ["data=digits", "train=64", "seen=20", "steps=2", "points=3"],
     "class-leakage": ["data=digits", "train=64", "test=40", "steps=2", "batch=40", "size=10"],
+    "inception-ladder": ["data=digits", "train=64", "test=40", "steps=4", "every=2", "width=0.05"],
+    "inception-changes": ["data=digits", "train=64", "test=40", "steps=4", "every=2", "width=0.05"],
+    "inception-ensemble": ["data=digits", "train=64", "test=40", "steps=2", "width=0.05"],
     "train-eval": ["steps=5", "shown=3"],
 }
 
