@@ -24,7 +24,7 @@ from batchnorm.lab.experiments.claims.form import (
 )
 from batchnorm.lab.experiments.seven_changes import CHANGES, CHOICES, curve_of, settings_with
 from batchnorm.lab.plots import SETTINGS, Picture
-from batchnorm.lab.rules import Floats, Reach
+from batchnorm.lab.rules import Floats, Ratio, Reach
 from batchnorm.lab.wording import Table, factor
 
 #: Normalization, changes, and settings beyond them.
@@ -75,16 +75,20 @@ def _find(settings: Settings, records: Sequence[Record], arrays: Arrays) -> Find
     rows = []
     for arm, one in ratios.items():
         steps = reached[arm](target).steps
-        interval = "-" if one.low is None or one.high is None else f"{factor(one.low)} to {factor(one.high)}"
-        rows.append([arm, number(np.inf if steps is None else steps), factor(one.value), interval,
+        rows.append([arm, number(np.inf if steps is None else steps), factor(one.value), _interval(one),
                      spread([100 * value for value in most[arm]])])  # fmt: skip
     with mpl.rc_context(SETTINGS):
         picture = _curves(settings, arrays, target)
     x5 = ratios["BN-x5"]
+    end = f"; the maximum of BN-x30 is {spread(above)} points higher."
+    if not np.isfinite(target):
+        headline = f"Inception without BN learned nothing in {settings['steps']} steps, so none can be counted" + end
+    elif x5.value is None:
+        headline = f"BN-x5 does not get to {goal}" + end
+    else:
+        headline = f"To {goal}, BN-x5 needs {factor(x5.value)} fewer steps than Inception ({_interval(x5)})" + end
     return Findings(
-        f"To {goal}, BN-x5 needs {factor(x5.value, 'no countable number of times')} fewer steps than Inception"
-        + (f" ({factor(x5.low)} to {factor(x5.high)})" if x5.low is not None else "")
-        + f"; BN-x30 ends {spread(above)} points higher.",
+        headline,
         [Check("BN-Baseline: fewer steps than Inception", "ratio of steps", fewer("Inception", "BN-Baseline"), 1.0),
          Check("BN-x5: fewer steps than BN-Baseline", "ratio of steps", fewer("BN-Baseline", "BN-x5"), 1.0),
          Check("BN-x30: higher maximum than Inception", "points of accuracy", above, 0.0),
@@ -99,6 +103,10 @@ def _find(settings: Settings, records: Sequence[Record], arrays: Arrays) -> Find
         definitions=[("Inception's accuracy", "The lowest over seeds of the highest that the network without BN had."),
                      ("x5, x30", "Times the learning rate of Inception; with the other six changes of section 4.2.1.")],
     )  # fmt: skip
+
+
+def _interval(ratio: Ratio) -> str:
+    return "-" if ratio.value is None else f"{factor(ratio.low)} to {factor(ratio.high)}"
 
 
 def _curves(settings: Settings, arrays: Arrays, target: float) -> Picture:
