@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from batchnorm.lab.experiments.claims.run import Judged, begin, judge
 from batchnorm.lab.experiments.plan import Cell, read_plan
 from batchnorm.lab.recording import Recorder
@@ -20,11 +18,12 @@ def judged(
     name: str,
     accuracies: Callable[[Cell], Any],
     *,
-    units: Callable[[Cell, int], Any] | None = None,
+    units: Callable[[Cell, int], list[dict[str, Any]]] | None = None,
+    train: Callable[[Cell], float] | None = None,
     changes: tuple[str, ...] = (),
     every: int = 10,
 ) -> Judged:
-    """Judge a claim by accuracies (one for each evaluation) and units (their percentiles, (3, U)) of each cell."""
+    """Judge a claim by what each cell recorded at its evaluations: accuracies, and of each the layers of units."""
     begin(name, path, budget="small", changes=changes, environment=ENVIRONMENT)
     for cell in read_plan(path).cells:
         settings = {key: value for key, value in asdict(cell.config).items() if key not in {"out", "data_dir"}}
@@ -32,10 +31,10 @@ def judged(
         for number, value in enumerate(accuracies(cell), 1):
             at = {"step": number * every, "epoch": 1.0}
             recorder.metrics("train", **at, seconds=1.0, loss=1.0, lr=0.1, step_seconds=0.1, examples_per_second=1.0)
-            for kind, extra in (("test", 0.0), ("train_evaluation", 0.01)):
-                recorder.metrics(kind, **at, seconds=1.0, loss=1.0, accuracy=value + extra, statistics="running")
+            for kind, right in (("test", value), ("train_evaluation", train(cell) if train else value)):
+                recorder.metrics(kind, **at, seconds=1.0, loss=1.0, accuracy=right, statistics="running")
             if units is not None:
-                found = dict(zip(("p15", "p50", "p85"), np.asarray(units(cell, number)).tolist(), strict=True))
-                recorder.probe("units", **at, scalars={}, layers={"layers.1": {"saturated": 0.1, **found}})
+                layers = {f"layers.{k}": layer for k, layer in enumerate(units(cell, number))}
+                recorder.probe("units", **at, scalars={}, layers=layers)
         recorder.end(status="finished", step=1, reason="")
     return judge(path)
