@@ -36,6 +36,8 @@ TINY = {
     "inception-ladder": ["data=digits", "train=64", "test=40", "steps=4", "every=2", "width=0.05"],
     "inception-changes": ["data=digits", "train=64", "test=40", "steps=4", "every=2", "width=0.05"],
     "inception-ensemble": ["data=digits", "train=64", "test=40", "steps=2", "width=0.05"],
+    "depth": ["data=digits", "train=64", "steps=2", "residual=8,14", "dense=7,10", "growth=2", "width=0.2"],
+    "image-regularizers": ["data=digits", "train=64", "test=40", "steps=2", "width=0.2", "batch=32"],
     "train-eval": ["steps=5", "shown=3"],
 }
 

@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from batchnorm.lab.experiments.claims import mnist_figure
+from batchnorm.lab.experiments.bare_loop import Images
+from batchnorm.lab.experiments.claims import depth, image_regularizers, mnist_figure, registry
 from batchnorm.lab.experiments.series import Seen
 from lab.experiments.planted import judged
 
@@ -108,3 +111,75 @@ def test_dropout_must_gain_less_with_bn(tmp_path, worth, expected) -> None:
 
     found = judged(tmp_path / "run", "bn-and-dropout", accuracies, train=lambda _: 0.99)
     assert _statuses(found) == expected
+
+
+def _images(n: int = 12, side: int = 8) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, 3, side, side, generator=generator), torch.arange(n) % 3
+    return Images(x, y, x, y, 3)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("residual", 8), ("residual", 14), ("dense", 7), ("dense", 13)])
+def test_a_network_has_as_many_layers_as_asked_and_its_arms_the_same_weights(kind, layers) -> None:
+    settings = {"width": 0.2, "growth": 3}
+    arms = [depth.network(kind, layers, norm, _images(), settings, seed=1) for norm in ("none", "batch")]
+    weights = [[m.weight for m in arm.modules() if isinstance(m, nn.Conv2d | nn.Linear)] for arm in arms]
+    assert [len(each) for each in weights] == [layers, layers]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert arms[0](_images().x).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({("none", 44): 2.2, ("batch", 44): 1.2}, "holds"),
+        ({("none", 44): 1.5, ("batch", 44): 1.4}, "does not hold"),  # gains less than at 8 layers
+        ({("none", 44): 1.2, ("batch", 44): 1.5}, "does not hold"),  # is worse
+    ],
+)
+def test_bn_must_gain_more_with_depth(losses, expected) -> None:
+    claim = registry.claim("depth")
+    settings = claim.budgets["small"]
+    records = [
+        {"seed": seed, "kind": kind, "depth": layers, "norm": norm, "lr": lr,
+         "loss": (losses.get((norm, 44)) if layers == max(settings[kind]) else {"none": 1.6, "batch": 1.3}[norm])
+         + 0.001 * seed + (0.5 if lr == 0.1 else 0)}
+        for seed in range(3) for kind in depth.KINDS for layers in settings[kind] for norm in depth.NORMS
+        for lr in settings["lr"]
+    ]  # fmt: skip
+    found = claim.find_in_records(settings, records, {})
+    assert found.status == expected
+    assert {row[3] for row in found.tables[0].rows} == {"0.01"}  # each at its best rate
+
+
+def test_cutout_and_mixup_change_images_and_targets_as_defined() -> None:
+    images, settings = _images(), {"cutout": 4, "mixup": 1.0}
+    x, y = image_regularizers.changed(settings, ["dropout"], 3, 0)(0, images.x.clone(), images.y)
+    assert torch.equal(x, images.x)
+    assert y is images.y
+    cut, _ = image_regularizers.changed(settings, ["Cutout"], 3, 0)(0, images.x.clone(), images.y)
+    zeros = (cut == 0).all(1).sum((1, 2))
+    assert zeros.min() >= 4  # a corner at least
+    assert zeros.max() <= 16
+    mixed, target = image_regularizers.changed(settings, ["Mixup"], 3, 0)(5, images.x.clone(), images.y)
+    torch.testing.assert_close(target.sum(1), torch.ones(12))
+    share = target.max(1).values
+    assert ((share > 0.5) & (share < 1)).any()
+    # The same share of images and targets: images that are mixtures of two are found from the targets.
+    one_hot = nn.functional.one_hot(images.y, 3).float()
+    weights = torch.linalg.lstsq(images.x.flatten(1).T, mixed.flatten(1).T).solution
+    torch.testing.assert_close(weights.T @ one_hot, target, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "together", "expected"),
+    [(None, 50.0, "holds"), ("Cutout", 50.0, "does not hold"), (None, 40.0, "does not hold")],
+)
+def test_each_regularizer_must_narrow_the_gap(harmful, together, expected) -> None:
+    claim = registry.claim("image-regularizers")
+    records = [
+        {"seed": seed, "arm": arm, "norm": norm, "train": 90.0 + (3 if arm == harmful else 0) + 0.1 * seed,
+         "test": {("nothing", "none"): 45.0, ("all six", "batch"): together}.get((arm, norm), 47.0)}
+        for seed in range(3) for arm in image_regularizers.ARMS for norm in image_regularizers.NORMS
+    ]  # fmt: skip
+    assert claim.find_in_records(claim.budgets["small"], records, {}).status == expected
