@@ -38,6 +38,7 @@ TINY = {
     "inception-ensemble": ["data=digits", "train=64", "test=40", "steps=2", "width=0.05"],
     "depth": ["data=digits", "train=64", "steps=2", "residual=8,14", "dense=7,10", "growth=2", "width=0.2"],
     "image-regularizers": ["data=digits", "train=64", "test=40", "steps=2", "width=0.2", "batch=32"],
+    "convexity-and-descent": ["steps=60", "points=5", "samples=20"],
     "train-eval": ["steps=5", "shown=3"],
 }
 

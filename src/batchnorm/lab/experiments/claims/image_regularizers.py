@@ -97,8 +97,8 @@ def _find(settings: Settings, records: Sequence[Record], _arrays: Arrays) -> Fin
                  f"common ones, and were not tuned: L1 {settings['l1']:g}, L2 {settings['l2']:g}, dropout "
                  f"{settings['dropout']:g}, Cutout {settings['cutout']} of {settings['side']} pixels, Mixup "
                  f"{settings['mixup']:g}, stochastic depth {settings['stochastic_depth']:g}.")],
-        definitions=[("gap", ("Training accuracy minus test accuracy. A network that does not learn has none, too: look "
-                              "at both accuracies."))],
+        definitions=[("gap", ("Training accuracy minus test accuracy. A network that does not learn has none, too: look"
+                              " at both accuracies."))],
     )  # fmt: skip
 
 

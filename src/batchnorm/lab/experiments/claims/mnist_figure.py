@@ -45,6 +45,7 @@ def _find(settings: Settings, study: Study, numbers: Numbers) -> Findings:
     ]
     calmer = [drift_ratio(a, b, np.median) for a, b in zip(seen["batch"], seen["none"], strict=True)]
     worst = [drift_ratio(a, b, np.max) for a, b in zip(seen["batch"], seen["none"], strict=True)]
+    net = [drift_ratio(_ends(a), _ends(b), np.median) for a, b in zip(seen["batch"], seen["none"], strict=True)]
     pictures = []
     if (none := seen["none"][0]) is not None and (batch := seen["batch"][0]) is not None:
         unit = chosen_unit(none)
@@ -60,7 +61,9 @@ def _find(settings: Settings, study: Study, numbers: Numbers) -> Findings:
          Check("BN: inputs of the sigmoids drift less", "drift of the median unit, with over without", calmer, 1.0,
                above=False)],
         pictures,
-        numbers=[f"The unit that drifts most: {spread(worst)} times as far with BN as without."],
+        numbers=[f"The unit that drifts most: {spread(worst)} times as far with BN as without.",
+                 ("From the first to the last evaluation, without the way between, the median unit moves "
+                  f"{spread(net)} times as far with BN.")],
         limits=[(f"One learning rate for both, {settings['lr']:g}: nothing but BN differs in the paper, which gives "
                  "none. `batchnorm compare --data mnist_binary` tunes it for each."),
                 f"{settings['steps']:,} steps; the paper's figure has 50,000."],
@@ -83,6 +86,10 @@ def drift_ratio(batch: Seen | None, none: Seen | None, over: Callable[[Floats], 
     if batch is None or none is None:
         return np.nan
     return float(over(drift(batch.percentiles[:, 1])) / over(drift(none.percentiles[:, 1])))
+
+
+def _ends(seen: Seen | None) -> Seen | None:
+    return None if seen is None else Seen(seen.steps[[0, -1]], seen.percentiles[[0, -1]])
 
 
 def _figure(tracks: dict[str, list[Track]], none: Seen, batch: Seen, unit: int) -> Picture:

@@ -50,8 +50,9 @@ def _find(settings: Settings, study: Study, _numbers: Numbers) -> Findings:
     with mpl.rc_context(SETTINGS):
         picture = _picture(settings, found)
     return Findings(
-        "; ".join(f"Of {len(settings[kind])} {words} {spread(working('batch', kind))} work with BN and "
-                  f"{spread(working('none', kind))} without" for kind, words in KINDS.items()) + ".",
+        "It works with BN and without: "
+        + "; ".join(f"of {len(settings[kind])} {words} {spread(working('batch', kind))} and "
+                    f"{spread(working('none', kind))}" for kind, words in KINDS.items()) + ".",
         [Check(f"more {words} work with BN", f"of {len(settings[kind])}, with minus without", more[kind], 0.0)
          for kind, words in KINDS.items()],
         [picture],
