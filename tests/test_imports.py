@@ -41,6 +41,7 @@ REPORT_ORDER = [
     {"layers", "units", "wording"},
     {"charts"},
     {"figures"},
+    {"claims"},
     {"page"},
 ]
 BENCH_ORDER = [

@@ -19,6 +19,7 @@ from batchnorm.lab.page import embed, fill, script
 from batchnorm.lab.plots import Picture
 from batchnorm.lab.recording import kind_of
 from batchnorm.lab.report.charts import charts, data, shown_arms
+from batchnorm.lab.report.claims import page_of_all
 from batchnorm.lab.report.figures import pictures
 from batchnorm.lab.report.units import read_units
 from batchnorm.lab.report.wording import SPLITS, tables, verdict
@@ -70,10 +71,13 @@ class Report:
 def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     """Make summary.json, figures/ and report.html from a plan, a claim, or runs of ``batchnorm train``.
 
+    Of several claims it makes one page, without summary.json.
+
     Parameters
     ----------
     paths : sequence of Path
-        A directory of any kind, or run directories. Runs that differ in the seed alone become one curve with a band.
+        A directory of any kind, run directories, or those of claims. Runs that differ in the seed alone become one
+        curve with a band.
     out : Path, optional
         Where the page goes: a directory that is new, empty, or holds a report. None: into the directory when there is
         one, else into a new directory under ``runs``.
@@ -89,6 +93,9 @@ def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
         cannot be written.
     """
     paths = [Path(path) for path in paths]
+    if len(paths) > 1 and all(kind_of(path) == "claim" for path in paths):
+        page, headline = page_of_all({path: judge(path) for path in paths}, _folder(paths, out))
+        return Report(page, [], Verdict(headline, [], []))
     if len(paths) == 1 and kind_of(paths[0]) == "claim":
         judged = judge(paths[0])
         return _write(paths, _folder(paths, out), judged.study, judged.numbers, judged)

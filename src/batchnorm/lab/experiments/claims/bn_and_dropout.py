@@ -46,7 +46,7 @@ def _find(settings: Settings, study: Study, _numbers: Numbers) -> Findings:
     test, train = _read(study, "test"), _read(study, "train_evaluation")
 
     def less(first: list[float], second: list[float]) -> list[float]:
-        return [a - b for a, b in zip(first, second, strict=True)]
+        return [round(a - b, 9) for a, b in zip(first, second, strict=True)]  # without the noise of rounding
 
     alone = less(test["batch", "nothing"], test["none", "nothing"])
     gain = {(norm, which): less(test[norm, which], test[norm, "nothing"]) for norm in NORMS for which in REGULARIZERS}
