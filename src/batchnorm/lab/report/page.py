@@ -33,6 +33,7 @@ ASKED = (
     "label_smoothing", "clip_norm", "accumulate", "precision", "statistics", "convert",
 )  # fmt: skip
 NOT_WORTH_SAYING: tuple[object, ...] = (None, "", 0.0, False, [], ())
+SURFACES = "Logarithm of the loss over each map, from dark (low) to light (high); each has its own scale."
 #: Charts of the first screen.
 FIRST = ("accuracy", "ratio")
 
@@ -107,22 +108,23 @@ def _write(
     paths: Sequence[Path], folder: Path, study: Study | None, numbers: Numbers | None, judged: Judged | None
 ) -> Report:
     """Write summary.json, the figures and the page of runs, of a claim, or of a claim that trained runs."""
-    values: dict[str, Any] = {"charts": [], "first": [], "script": None, "layered": "", "bands": "", "settings": None}
+    values: dict[str, Any] = {"charts": [], "first": [], "script": None, "layered": "", "surfaces": "", "bands": "",
+                              "settings": None}  # fmt: skip
+    carried: dict[str, Any] = {"arms": [], "charts": [], "layers": {"views": []}}
     drawn_now: list[Picture] = []
     shown, answer = [], Verdict("", [], [])
     summary: dict[str, Any] = {}
     if study is not None and numbers is not None:
         arms = shown_arms(study, numbers)
         drawn = charts(study, numbers, read_units(study, arms))
-        carried = data(study, arms, drawn)
+        carried |= data(study, arms, drawn)
         drawn_now = pictures(study, arms, drawn)
         shown, answer, summary = tables(study, numbers), verdict(study, numbers), asdict(numbers)
-        values = {
+        values |= {
             "charts": drawn,
             "first": [index for index, chart in enumerate(drawn) if chart.name in FIRST],
             "layered": _layered(carried["layers"]),
             "bands": _bands(study.arms),
-            "script": script(carried),
             "settings": _settings(study.arms, _every_setting(study.arms)),
         }
     if judged is not None:
@@ -131,10 +133,14 @@ def _write(
         answer = Verdict(findings.headline, findings.numbers, [*findings.limits, *answer.limits])
         summary = {**_claim_summary(judged), "tables": [asdict(table) for table in shown], "runs": summary}
         values |= _of_claim(judged)
+        carried["surfaces"] = [asdict(surface) for surface in findings.surfaces]
+        values["surfaces"] = SURFACES if findings.surfaces else ""
     else:
         assert study is not None
         assert numbers is not None
         values |= _of_study(study, numbers)
+    if study is not None or values["surfaces"]:
+        values["script"] = script(carried)
     write_json(folder / "summary.json", summary)
     page = folder / "report.html"
     html = fill(
