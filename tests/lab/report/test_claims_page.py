@@ -95,3 +95,12 @@ def test_several_claims_are_reported_on_one_page(results, tmp_path, capsys) -> N
     shutil.copytree(results / "whitening", tmp_path / "again")
     assert cli.main(["report", paths[0], str(tmp_path / "again"), "--out", str(tmp_path / "b")]) == 2
     assert "whitening is given twice" in capsys.readouterr().err
+
+
+def test_running_several_ends_with_one_page_of_all(tmp_path, capsys) -> None:
+    names = ["convexity-and-descent", "train-eval"]
+    assert cli.main(["claims", "run", *names, "--seeds", "1", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "Of 2 claims 2 are inconclusive." in printed  # one repetition decides nothing
+    assert f"report of all: {tmp_path / 'all/report.html'}" in printed
+    assert '<a href="#train-eval">' in (tmp_path / "all/report.html").read_text()
