@@ -74,7 +74,10 @@ def test_a_result_of_another_rule_or_of_no_claim_is_refused(results, tmp_path) -
     file = tmp_path / "claims/whitening.small.json"
     before = json.loads(file.read_text())
     file.write_text(json.dumps({**before, "rule": "It is nice."}))
-    with pytest.raises(LabError, match="judged by another rule than whitening has now; run it again: batchnorm claims"):
+    with pytest.raises(LabError, match="made by a rule that whitening no longer has; run it again: batchnorm claims"):
+        claims.read_results(tmp_path / "claims")
+    file.write_text(json.dumps({**before, "settings": {**before["settings"], "limit": 3}}))
+    with pytest.raises(LabError, match="made by a setting that whitening no longer has"):
         claims.read_results(tmp_path / "claims")
     file.write_text(json.dumps({**before, "claim": "whitning"}))
     with pytest.raises(LabError, match="'whitning' is no claim; did you mean 'whitening'"):

@@ -4,6 +4,7 @@ A stored result is a small JSON file, NAME.BUDGET.json: what was measured for ea
 intervals are computed from it whenever the page is made.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,15 +118,21 @@ def read_results(folder: Path) -> dict[str, dict[str, Result]]:
     Raises
     ------
     LabError
-        A result of a claim that there is none of, or that was measured by another rule than the claim has now.
+        A result of a claim that there is none of, or that was measured by another rule, or with other settings, than
+        the claim has now.
     """
     found: dict[str, dict[str, Result]] = {name: {} for name in registry.names()}
     for file in sorted(folder.glob("*.json")):
-        result = read_mapping(file, require=("claim", "budget", "rule", "headline", "checks", "limits", "command"))
-        if result["rule"] != registry.claim(result["claim"]).rule:
-            raise LabError(
-                f"{file} was judged by another rule than {result['claim']} has now; run it again: {result['command']}"
-            )
+        result = read_mapping(
+            file, require=("claim", "budget", "rule", "settings", "headline", "checks", "limits", "command")
+        )
+        claim = registry.claim(result["claim"])
+        asked = _asked(claim, result)
+        for what, then, now in (("rule", result["rule"], claim.rule), ("setting", result["settings"], asked)):
+            if then != now:
+                raise LabError(
+                    f"{file} was made by a {what} that {claim.name} no longer has; run it again: {result['command']}"
+                )
         found[result["claim"]][result["budget"]] = result
     return found
 
@@ -183,6 +190,14 @@ def markdown(results: Mapping[str, Mapping[str, Result]]) -> str:
     for name, budgets in results.items():
         lines += ["", f"## {name}", "", *_card(registry.claim(name), budgets)]
     return "\n".join(lines) + "\n"
+
+
+def _asked(claim: Claim, result: Result) -> dict[str, Any]:
+    """Return the settings that the command of a result stands for now."""
+    words = shlex.split(result["command"])
+    seeds = int(words[words.index("--seeds") + 1]) if "--seeds" in words else None
+    changes = words[words.index("--set") + 1 :] if "--set" in words else []  # the last of its flags
+    return claim.settings(result["budget"], changes, seeds)
 
 
 def _card(claim: Claim, results: Mapping[str, Result]) -> list[str]:
