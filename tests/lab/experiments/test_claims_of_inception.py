@@ -120,11 +120,22 @@ def test_the_ladder_is_judged_by_steps_and_maximum(planted, expected) -> None:
             accuracy = np.where(steps >= when + 10 * (seed == 2), most, 0.11)
             records.append({"seed": seed, "arm": arm, "most": most, "classes": 10, "test": 5000})
             arrays[f"{arm}/{seed}"] = np.stack([steps, accuracy])
-    found = claim.find_in_records(claim.budgets["small"], records, arrays)
+    settings = {**claim.budgets["small"], "steps": 290, "longer": 1}
+    found = claim.find_in_records(settings, records, arrays)
     assert found.status == expected
     if not planted:
         row = next(row for row in found.tables[0].rows if row[0] == "BN-x5")
         assert row[1:4] == ["10", "10.0x", "5.5x to 10.0x"]
+
+
+def test_a_network_that_trained_too_briefly_says_nothing() -> None:
+    ratio, never = inception_ladder.times_fewer, np.inf
+    assert ratio(600, 100, 800, 200) == 6
+    assert np.isnan(ratio(600, never, 800, 200))  # at 200 steps of 600 nothing is known
+    assert ratio(150, never, 800, 200) == never  # it had the time, and was not there
+    assert ratio(600, never, 800, never) == never  # it diverged
+    assert ratio(never, 100, 200, 200) == 2  # a lower bound
+    assert np.isnan(ratio(never, never, 200, 200))
 
 
 @pytest.mark.parametrize(("harmful", "expected"), [(None, "holds"), ("lrn", "does not hold")])
