@@ -27,6 +27,8 @@ from batchnorm.lab.plots import SETTINGS, Picture
 from batchnorm.lab.rules import Floats, Ratio, Reach
 from batchnorm.lab.wording import Table, factor
 
+#: Test accuracies to which steps are counted beside that of Inception.
+MARKS = (0.15, 0.2, 0.4, 0.6)
 #: Normalization, changes, and settings beyond them.
 ARMS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "Inception": ("none", (), {}),
@@ -93,8 +95,11 @@ def _find(settings: Settings, records: Sequence[Record], arrays: Arrays) -> Find
     rows = []
     for arm, one in ratios.items():
         steps = reached[arm](target).steps
-        rows.append([arm, f"not in {length(arm)}" if steps is None else number(steps), factor(one.value), _interval(one),
-                     spread([100 * value for value in most[arm]])])  # fmt: skip
+        needed = f"not in {length(arm)}" if steps is None else number(steps)
+        rows.append([arm, needed, factor(one.value), _interval(one), spread([100 * value for value in most[arm]])])
+    marks = [mark for mark in MARKS if mark > guessing]
+    to_marks = [[arm, *(_with_interval(rules.ratio(reached["Inception"], reached[arm], mark, 1 / examples))
+                        for mark in marks)] for arm in list(ARMS)[1:]]  # fmt: skip
     with mpl.rc_context(SETTINGS):
         picture = _curves(settings, arrays, target)
     steps = settings["longer"] * settings["steps"]
@@ -116,19 +121,25 @@ def _find(settings: Settings, records: Sequence[Record], arrays: Arrays) -> Find
         [picture],
         tables=[Table("The ladder", ["network", f"steps to {goal}", "times fewer", "interval", "maximum (%)"], rows,
                       "Steps: median over seeds. Interval: over seeds, and over targets one test example lower and "
-                      "higher. Maximum: mean over seeds ± standard deviation.")],
+                      "higher. Maximum: mean over seeds ± standard deviation."),
+                Table("Times fewer steps than Inception", ["to", *(f"{100 * mark:g} %" for mark in marks)], to_marks,
+                      "With the interval. Accuracies on the way, when the end decides nothing.")],
         limits=[(f"{examples:,} test images: one is {100 / examples:.2g} points. Evaluated every {settings['every']} "
                  "steps; the maximum is over these.")],
         numbers=[CHOICES],
         definitions=[("Inception's accuracy", "The lowest over seeds of the highest that the network without BN had."),
-                     ("times fewer", ("Steps of Inception over those of the network. One that was not there, and trained for "
-                                      "fewer steps than Inception needed, says nothing.")),
+                     ("times fewer", ("Steps of Inception over those of the network. One that was not there, and "
+                                      "trained for fewer steps than Inception needed, says nothing.")),
                      ("x5, x30", "Times the learning rate of Inception; with the other six changes of section 4.2.1.")],
     )  # fmt: skip
 
 
 def _interval(ratio: Ratio) -> str:
     return "-" if ratio.value is None else f"{factor(ratio.low)} to {factor(ratio.high)}"
+
+
+def _with_interval(ratio: Ratio) -> str:
+    return "-" if ratio.value is None else f"{factor(ratio.value)} ({_interval(ratio)})"
 
 
 def _curves(settings: Settings, arrays: Arrays, target: float) -> Picture:
@@ -144,7 +155,7 @@ def _curves(settings: Settings, arrays: Arrays, target: float) -> Picture:
     if np.isfinite(target):
         axes.axhline(100 * target, color="#555555", lw=0.9, label="Inception's accuracy")
     axes.set(xlabel="training steps", ylabel="test accuracy (%)")
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="lower right", ncols=2)
     return Picture("ladder", "Accuracy by step", "Line: mean over seeds; band: lowest to highest.",
                    "Test accuracy against training steps, five networks.", figure)  # fmt: skip
 
