@@ -146,7 +146,7 @@ def measure(one: Claim, settings: Mapping[str, Any], path: Path, advance: Callab
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {reason_of(error)}; make room, and run the claim again") from error
     finally:
-        write_json(path / "status.json", {"status": status, "seconds": round(time.monotonic() - began, 1)})
+        write_json(path / "status.json", {"status": status, "seconds": round(time.monotonic() - began, 3)})
 
 
 def judge(path: Path) -> Judged:
