@@ -33,7 +33,7 @@ LAB_ORDER = [
 EXPERIMENTS_ORDER = [
     {"plan", "takes"},
     {"study", "compare", "progress", "protocols", "run", "bare_loop", "deep_linear"},
-    {"series"},
+    {"series", "seven_changes"},
     {"numbers"},
     {"claims"},
 ]
@@ -41,6 +41,7 @@ REPORT_ORDER = [
     {"layers", "units", "wording"},
     {"charts"},
     {"figures"},
+    {"claims"},
     {"page"},
 ]
 BENCH_ORDER = [

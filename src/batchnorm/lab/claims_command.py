@@ -1,4 +1,4 @@
-"""The command ``batchnorm claims``: list the claims, or put some to the test."""
+"""The command ``batchnorm claims``: list the claims, put some to the test, or store what came out."""
 
 import sys
 from collections.abc import Mapping
@@ -49,15 +49,33 @@ class RunClaims:
 
 
 @dataclass(frozen=True)
-class ClaimsConfig:
-    """Claims of papers and course notes, each with an experiment: list them, or run some."""
+class StoreClaims:
+    """Store results of claims that were run, in small files, and write the page of all stored results.
 
-    action: Annotated[ListClaims, tyro.conf.subcommand("list")] | Annotated[RunClaims, tyro.conf.subcommand("run")]
+    Example: batchnorm claims store results/* --into docs/claims
+    """
+
+    directories: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Directories of claims that were run. None: only the page is written again."""
+
+    into: Path = Path("docs/claims")
+    """Folder of the small files; the page lies beside it, with the ending .md."""
+
+
+@dataclass(frozen=True)
+class ClaimsConfig:
+    """Claims of papers and course notes, each with an experiment: list them, run some, or store results."""
+
+    action: (
+        Annotated[ListClaims, tyro.conf.subcommand("list")]
+        | Annotated[RunClaims, tyro.conf.subcommand("run")]
+        | Annotated[StoreClaims, tyro.conf.subcommand("store")]
+    )
     """What to do."""
 
 
 def run(config: ClaimsConfig) -> int:
-    """List or run claims.
+    """List, run or store claims.
 
     Parameters
     ----------
@@ -74,6 +92,8 @@ def run(config: ClaimsConfig) -> int:
     LabError
         A claim or a setting that does not exist, or a directory that cannot be used.
     """
+    if isinstance(config.action, StoreClaims):
+        return _store(config.action)
     return _run(config.action) if isinstance(config.action, RunClaims) else _list()
 
 
@@ -122,7 +142,8 @@ def _run(config: RunClaims) -> int:
     picked = chosen(config.names)
     for name in picked:  # whatever is wrong is said before anything is measured
         claim(name).settings(config.budget, config.set, config.seeds)
-    for name, path in directories(config, picked).items():
+    directories_of = directories(config, picked)
+    for name, path in directories_of.items():
         one, settings = running.begin(
             name, path, budget=config.budget, changes=config.set, seeds=config.seeds, environment=environment()
         )
@@ -136,7 +157,22 @@ def _run(config: RunClaims) -> int:
         statuses[name] = report.status
     if len(statuses) > 1:
         out.print("\n".join(f"{name}: {status}" for name, status in statuses.items()))
+        every = make_report(list(directories_of.values()), config.out and config.out / "all")
+        out.print(f"\n{every.verdict.headline}\nreport of all: {every.page}", soft_wrap=True)
     return DONE if set(statuses.values()) == {HOLDS} else WRONG
+
+
+def _store(config: StoreClaims) -> int:
+    from batchnorm.lab.experiments.claims.run import judge  # matplotlib
+    from batchnorm.lab.report.claims import store, write_page
+
+    judged = [judge(path) for path in config.directories]
+    page = config.into.with_name(config.into.name + ".md")
+    for file in store(judged, config.into):
+        sys.stdout.write(f"stored: {file}\n")
+    write_page(config.into, page)
+    sys.stdout.write(f"page: {page}\n")
+    return DONE
 
 
 def _measure(one: Any, settings: Mapping[str, Any], path: Path, workers: int) -> bool:

@@ -36,7 +36,7 @@ class ReportConfig:
     """Make the page, the tables and the figures of a directory, or of several runs of train.
 
     A directory of train, compare or claims; or several runs of train: those that differ only in the seed are averaged
-    (with a band), others are compared.
+    (with a band), others are compared; or several claims: a table, and a card for each.
 
     Example: batchnorm report runs/train-* --out comparison
     """

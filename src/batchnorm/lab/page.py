@@ -18,7 +18,12 @@ from batchnorm.lab.files import jsonable
 from batchnorm.lab.plots import DPI, Picture, save
 
 COLORS = 128  # of an embedded picture
-SCRIPTS = ("charts.js", "layers.js", "training.js")  # one drawing, what uses it, and what starts everything
+SCRIPTS = (
+    "charts.js",
+    "layers.js",
+    "surface.js",
+    "training.js",
+)  # one drawing, what uses it, and what starts everything
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,27 @@ def test_a_barrier_is_a_share_of_the_fall_from_guessing() -> None:
 )
 def test_basins_need_barriers_and_plateaus_that_bn_removes(barrier, flat_with_bn, expected) -> None:
     records = [
-        {"seed": seed, "norm": norm, "statistics": statistics, "barrier": barrier + 0.001 * seed, "flat_plane": 0.0,
+        {"seed": seed, "model": model, "norm": norm, "statistics": statistics, "barrier": barrier + 0.001 * seed,
+         "flat_plane": 0.0,
          "flat_patch": flat_with_bn + 0.001 * seed if norm == "batch" else 0.4}
-        for seed in range(3) for norm, statistics in optimizer_basins.ARMS
+        for seed in range(3) for model in ("vgg_small", "nin") for norm, statistics in optimizer_basins.ARMS
     ]  # fmt: skip
     arrays = {
-        f"{kind}/{norm}/{statistics}": np.ones(3) if kind == "line" else np.ones((3, 3))
-        for kind in ("line", "patch", "plane") for norm, statistics in optimizer_basins.ARMS
+        f"{kind}/{model}/{norm}/{statistics}": np.ones(3) if kind.startswith("line") else np.ones((3, 3))
+        for kind in ("line 0", "line 1", "line 2", "patch", "triangle", "plane")
+        for model in ("vgg_small", "nin") for norm, statistics in optimizer_basins.ARMS
     }  # fmt: skip
     claim = registry.claim("optimizer-basins")
     assert claim.find_in_records is not None
-    assert claim.find_in_records(claim.budgets["small"], records, arrays).status == expected
+    found = claim.find_in_records(claim.budgets["small"], records, arrays)
+    assert found.status == expected
+    # Each surface names what BN normalized with.
+    assert [one.title for one in found.surfaces if "batch statistics" in one.title or "recalibrated" in one.title][
+        :2
+    ] == [
+        "Patch between four optimizers, vgg_small, BN, batch statistics",
+        "Patch between four optimizers, vgg_small, BN, recalibrated",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,16 @@ OPTIMIZERS: dict[str, Callable[[Any, float, float], torch.optim.Optimizer]] = {
 }
 
 
+def falling(done: float) -> float:
+    """Fall linearly to 0."""
+    return 1.0 - done
+
+
+def constant(_done: float) -> float:
+    """Stay."""
+    return 1.0
+
+
 class Images(NamedTuple):
     """Examples to train and to test on, (N, C, H, W), with their classes, (N,) int64."""
 
@@ -106,8 +116,11 @@ def descend(
     seed: int,
     optimizer: str = "momentum",
     l2: float = 0.0,
-    anneal: bool = True,
+    l1: float = 0.0,
+    schedule: Callable[[float], float] = falling,
+    reshuffled: bool = True,
     arranged: Callable[[Tensor], Tensor] | None = None,
+    changed: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[float]:
     """Train, step by step.
 
@@ -127,10 +140,16 @@ def descend(
         One of ``OPTIMIZERS``.
     l2 : float
         Weight decay.
-    anneal : bool
-        Whether the rate falls linearly to 0.
+    l1 : float
+        Factor of the sum of absolute weights (of two or more dimensions) that is added to the loss.
+    schedule : callable
+        From the share of the steps that are done to the factor of the rate.
+    reshuffled : bool
+        Draw a new order in each epoch; otherwise the first is kept, and the same examples meet again.
     arranged : callable, optional
         From the indices of a batch to those indices in another order.
+    changed : callable, optional
+        From step, examples and classes to what is trained on: images, and classes or a share of each.
 
     Yields
     ------
@@ -143,11 +162,17 @@ def descend(
     for step in range(steps):
         model.train()
         if len(order) < batch:
+            if not reshuffled:
+                generator.manual_seed(seed)
             order = torch.randperm(len(images.y), generator=generator)
         chosen, order = order[:batch], order[batch:]
         chosen = arranged(chosen) if arranged else chosen
-        rule.param_groups[0]["lr"] = lr * (1 - step / steps if anneal else 1)
-        loss = functional.cross_entropy(model(images.x[chosen]), images.y[chosen])
+        rule.param_groups[0]["lr"] = lr * schedule(step / steps)
+        x, y = images.x[chosen], images.y[chosen]
+        x, y = (x, y) if changed is None else changed(step, x, y)
+        loss = functional.cross_entropy(model(x), y)
+        if l1:
+            loss = loss + l1 * torch.stack([w.abs().sum() for w in model.parameters() if w.dim() > 1]).sum()
         rule.zero_grad()
         loss.backward()
         rule.step()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from batchnorm.lab.experiments.study import Arm, seed_of
 from batchnorm.lab.recording import Record, TrainRun
+from batchnorm.lab.rules import drift
 
 Floats = NDArray[np.float64]
 
@@ -44,6 +45,14 @@ class Series:
     low: Floats
     high: Floats
     runs: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run: (T,) steps, and (T, 3, U) percentiles (15th, 50th, 85th) of the inputs to U units."""
+
+    steps: Floats
+    percentiles: Floats
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,40 @@ def quantity(
         if (own := track(records(run), value)).steps.size
     ]
     return Quantity(label, series, lost) if series or lost else None
+
+
+def read_unit_inputs(run: TrainRun, first: int) -> Seen | None:
+    """Read what a run with ``units`` recorded of its last hidden layer.
+
+    Parameters
+    ----------
+    run : TrainRun
+        The run.
+    first : int
+        The step from which evaluations count; 1 where that leaves fewer than two.
+
+    Returns
+    -------
+    Seen or None
+        The finite evaluations; None when there are fewer than two.
+    """
+    rows = []
+    for record in run.of_probe("units"):
+        last = list(record["layers"].values())[-1]
+        values = np.array([last.get(name) for name in ("p15", "p50", "p85")], dtype=np.float64)
+        if values.ndim == 2 and np.isfinite(values).all():
+            rows.append((record["step"], values))
+    for least in (first, 1):
+        kept = [row for row in rows if row[0] >= least]
+        if len(kept) > 1:
+            return Seen(np.array([step for step, _ in kept], dtype=np.float64), np.stack([one for _, one in kept]))
+    return None
+
+
+def chosen_unit(seen: Seen) -> int:
+    """Return the unit that is shown alone: the one whose drift is the (lower) median of all."""
+    travelled = drift(seen.percentiles[:, 1])
+    return int(np.argsort(travelled, kind="stable")[(len(travelled) - 1) // 2])
 
 
 def _at(grid: Floats, steps: Floats, values: Floats) -> Floats:

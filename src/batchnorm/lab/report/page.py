@@ -19,6 +19,7 @@ from batchnorm.lab.page import embed, fill, script
 from batchnorm.lab.plots import Picture
 from batchnorm.lab.recording import kind_of
 from batchnorm.lab.report.charts import charts, data, shown_arms
+from batchnorm.lab.report.claims import page_of_all
 from batchnorm.lab.report.figures import pictures
 from batchnorm.lab.report.units import read_units
 from batchnorm.lab.report.wording import SPLITS, tables, verdict
@@ -32,6 +33,7 @@ ASKED = (
     "label_smoothing", "clip_norm", "accumulate", "precision", "statistics", "convert",
 )  # fmt: skip
 NOT_WORTH_SAYING: tuple[object, ...] = (None, "", 0.0, False, [], ())
+SURFACES = "Logarithm of the loss over each map, from dark (low) to light (high); each has its own scale."
 #: Charts of the first screen.
 FIRST = ("accuracy", "ratio")
 
@@ -70,10 +72,13 @@ class Report:
 def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     """Make summary.json, figures/ and report.html from a plan, a claim, or runs of ``batchnorm train``.
 
+    Of several claims it makes one page, without summary.json.
+
     Parameters
     ----------
     paths : sequence of Path
-        A directory of any kind, or run directories. Runs that differ in the seed alone become one curve with a band.
+        A directory of any kind, run directories, or those of claims. Runs that differ in the seed alone become one
+        curve with a band.
     out : Path, optional
         Where the page goes: a directory that is new, empty, or holds a report. None: into the directory when there is
         one, else into a new directory under ``runs``.
@@ -89,6 +94,9 @@ def make_report(paths: Sequence[Path], out: Path | None = None) -> Report:
         cannot be written.
     """
     paths = [Path(path) for path in paths]
+    if len(paths) > 1 and all(kind_of(path) == "claim" for path in paths):
+        page, headline = page_of_all({path: judge(path) for path in paths}, _folder(paths, out))
+        return Report(page, [], Verdict(headline, [], []))
     if len(paths) == 1 and kind_of(paths[0]) == "claim":
         judged = judge(paths[0])
         return _write(paths, _folder(paths, out), judged.study, judged.numbers, judged)
@@ -100,22 +108,23 @@ def _write(
     paths: Sequence[Path], folder: Path, study: Study | None, numbers: Numbers | None, judged: Judged | None
 ) -> Report:
     """Write summary.json, the figures and the page of runs, of a claim, or of a claim that trained runs."""
-    values: dict[str, Any] = {"charts": [], "first": [], "script": None, "layered": "", "bands": "", "settings": None}
+    values: dict[str, Any] = {"charts": [], "first": [], "script": None, "layered": "", "surfaces": "", "bands": "",
+                              "settings": None}  # fmt: skip
+    carried: dict[str, Any] = {"arms": [], "charts": [], "layers": {"views": []}}
     drawn_now: list[Picture] = []
     shown, answer = [], Verdict("", [], [])
     summary: dict[str, Any] = {}
     if study is not None and numbers is not None:
         arms = shown_arms(study, numbers)
         drawn = charts(study, numbers, read_units(study, arms))
-        carried = data(study, arms, drawn)
+        carried |= data(study, arms, drawn)
         drawn_now = pictures(study, arms, drawn)
         shown, answer, summary = tables(study, numbers), verdict(study, numbers), asdict(numbers)
-        values = {
+        values |= {
             "charts": drawn,
             "first": [index for index, chart in enumerate(drawn) if chart.name in FIRST],
             "layered": _layered(carried["layers"]),
             "bands": _bands(study.arms),
-            "script": script(carried),
             "settings": _settings(study.arms, _every_setting(study.arms)),
         }
     if judged is not None:
@@ -124,10 +133,14 @@ def _write(
         answer = Verdict(findings.headline, findings.numbers, [*findings.limits, *answer.limits])
         summary = {**_claim_summary(judged), "tables": [asdict(table) for table in shown], "runs": summary}
         values |= _of_claim(judged)
+        carried["surfaces"] = [asdict(surface) for surface in findings.surfaces]
+        values["surfaces"] = SURFACES if findings.surfaces else ""
     else:
         assert study is not None
         assert numbers is not None
         values |= _of_study(study, numbers)
+    if study is not None or values["surfaces"]:
+        values["script"] = script(carried)
     write_json(folder / "summary.json", summary)
     page = folder / "report.html"
     html = fill(

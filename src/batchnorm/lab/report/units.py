@@ -3,22 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from batchnorm.lab.experiments.series import Seen, chosen_unit, read_unit_inputs
 from batchnorm.lab.experiments.study import Arm, Study, seed_of, settings_of
-from batchnorm.lab.recording import TrainRun
-from batchnorm.lab.rules import drift, settled_step
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One run: (T,) steps, and (T, 3, U) percentiles (15th, 50th, 85th) of the inputs to U units."""
-
-    steps: Floats
-    percentiles: Floats
+from batchnorm.lab.rules import settled_step
 
 
 @dataclass(frozen=True)
@@ -72,30 +59,14 @@ def read_units(study: Study, shown: Sequence[Arm]) -> Units | None:
     for index, group in enumerate(study.groups):
         arm = group.arms.get(value, shown[index])
         for run in (*arm.basis, *arm.others):
-            found = _read(run, first)
+            found = read_unit_inputs(run, first)
             if found is not None and (seed is None or seed_of(run) == seed):
                 seed, seen[index] = seed_of(run), found
                 break
     if not seen:
         return None
     chooser = min(seen)
-    travelled = drift(seen[chooser].percentiles[:, 1])
-    unit = int(np.argsort(travelled, kind="stable")[(len(travelled) - 1) // 2])
+    unit, units = chosen_unit(seen[chooser]), seen[chooser].percentiles.shape[2]
     tuned = f", {study.tuned} {value:g}" if study.tuned else ""
-    same = {index: one for index, one in seen.items() if one.percentiles.shape[2] == len(travelled)}
-    return Units(unit, len(travelled), first, same, study.groups[chooser].name, f" (seed {seed}{tuned})")
-
-
-def _read(run: TrainRun, first: int) -> Seen | None:
-    """Read the finite evaluations from step ``first`` on; from step 1 on where that leaves fewer than two."""
-    rows = []
-    for record in run.of_probe("units"):
-        last = list(record["layers"].values())[-1]
-        values = np.array([last.get(name) for name in ("p15", "p50", "p85")], dtype=np.float64)
-        if values.ndim == 2 and np.isfinite(values).all():
-            rows.append((record["step"], values))
-    for least in (first, 1):
-        kept = [row for row in rows if row[0] >= least]
-        if len(kept) > 1:
-            return Seen(np.array([step for step, _ in kept], dtype=np.float64), np.stack([one for _, one in kept]))
-    return None
+    same = {index: one for index, one in seen.items() if one.percentiles.shape[2] == units}
+    return Units(unit, units, first, same, study.groups[chooser].name, f" (seed {seed}{tuned})")

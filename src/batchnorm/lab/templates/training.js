@@ -97,6 +97,8 @@ document.querySelectorAll("[data-chart]").forEach((figure) => {
 });
 const room = document.getElementById("layers");
 if (room && data.layers.views.length) layers(room);
+const terrain = document.getElementById("surfaces");
+if (terrain) surfaces(terrain);
 everything();
 
 let [known, waiting] = [window.innerWidth, 0];

@@ -86,6 +86,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Terrain:
+    """A surface over a square, to be turned on the page.
+
+    Attributes
+    ----------
+    title, label : str
+        What it is, and what its height is.
+    values : ndarray of shape (n, n)
+        Logarithms to base 10; what is not finite is a hole.
+    corners : list of str
+        Names of the corners [0, 0], [-1, 0], [-1, -1] and [0, -1].
+    """
+
+    title: str
+    label: str
+    values: Array
+    corners: list[str]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What was found.
 
@@ -103,6 +123,8 @@ class Findings:
         Without that of the checks.
     definitions : list of (str, str)
         Words of the page.
+    surfaces : list of Terrain
+        What can be turned on the page.
     """
 
     headline: str
@@ -112,6 +134,7 @@ class Findings:
     limits: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     definitions: list[tuple[str, str]] = field(default_factory=list)
+    surfaces: list[Terrain] = field(default_factory=list)
 
     @property
     def status(self) -> str:

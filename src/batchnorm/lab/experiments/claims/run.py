@@ -6,12 +6,13 @@ The directory of a measurement::
     environment.json   versions, machine, threads
     records.jsonl      one line per record, appended as they are measured
     arrays.npz         what is too long for a line
-    status.json        {"status": "finished" | "interrupted"}
+    status.json        {"status": "finished" | "interrupted", "seconds": how long it took}
 
 That of a plan has plan.json and cells/ instead of records and arrays, and is resumed by the same command.
 """
 
 import shlex
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Judged:
         What was found.
     config, environment : dict
         Of the directory.
+    seconds : float or None
+        That it took; None: not recorded.
     study, numbers : Study, Numbers, or None
         Of the cells, where the experiment is a plan.
     """
@@ -50,6 +53,7 @@ class Judged:
     findings: Findings
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
+    seconds: float | None = None
     study: Study | None = None
     numbers: Numbers | None = None
 
@@ -129,7 +133,7 @@ def measure(one: Claim, settings: Mapping[str, Any], path: Path, advance: Callab
     """
     assert one.measure is not None
     arrays: dict[str, Array] = {}
-    status = "interrupted"
+    status, began = "interrupted", time.monotonic()
     try:
         (path / "records.jsonl").touch()
         for measurement in one.measure(settings):
@@ -142,7 +146,7 @@ def measure(one: Claim, settings: Mapping[str, Any], path: Path, advance: Callab
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {reason_of(error)}; make room, and run the claim again") from error
     finally:
-        write_json(path / "status.json", {"status": status})
+        write_json(path / "status.json", {"status": status, "seconds": round(time.monotonic() - began, 3)})
 
 
 def judge(path: Path) -> Judged:
@@ -174,16 +178,18 @@ def judge(path: Path) -> Judged:
             )
         numbers = summarize(study)
         found = one.find_in_study(settings, study, numbers)
-        return Judged(one, found, config, environment, study, numbers)
-    status = read_mapping(path / "status.json")["status"] if (path / "status.json").is_file() else "interrupted"
-    if status != "finished":
+        took = [run.seconds for arm in numbers.arms for run in arm.runs]
+        return Judged(one, found, config, environment, sum(each or 0.0 for each in took), study, numbers)
+    status = read_mapping(path / "status.json") if (path / "status.json").is_file() else {}
+    if status.get("status") != "finished":
         raise OutputError(f"{path} holds an interrupted measurement; run it again: {config['command']}")
     assert one.find_in_records is not None
     try:
         records = [_with_nan(record) for record in read_lines(path / "records.jsonl")]
         with np.load(path / "arrays.npz") as file:
             arrays = dict(file)
-        return Judged(one, one.find_in_records(settings, records, arrays), config, environment)
+        return Judged(one, one.find_in_records(settings, records, arrays), config, environment,
+                      status.get("seconds"))  # fmt: skip
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         if isinstance(error, OutputError):
             raise
