@@ -17,6 +17,7 @@ from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
+from batchnorm.probes.diagnosis import diagnose as diagnose
 from batchnorm.statistics.keys import key as key
 from batchnorm.statistics.policies import Batch as Batch
 from batchnorm.statistics.policies import Cumulative as Cumulative
