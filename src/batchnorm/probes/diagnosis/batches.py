@@ -76,10 +76,10 @@ def target_of(batch: Any) -> Any:
 
 
 def valid_share(batch: Any) -> float:
-    """Return the share of positions before trailing zeros, of the input with the most of them; 1 without padding."""
+    """Return the share of positions before trailing zeros in inputs (N, C, length); 1 without padding."""
     shares = [1.0]
     for t in tensors_of(batch):
-        if t.dim() >= 3 and t.is_floating_point() and t.numel():
+        if t.dim() == 3 and t.is_floating_point() and t.numel():
             silent = (t == 0).flatten(1, -2).all(1)  # (N, last)
             lengths = t.shape[-1] - silent.flip(1).cumprod(1).sum(1)
             shares.append(float(lengths.float().mean()) / t.shape[-1])

@@ -87,8 +87,8 @@ def _gap(e: Evidence) -> tuple[str, ...]:
     p = e.passes
     return (
         (
-            f"loss {p.as_loaded.loss:.4g} as loaded, {p.recalibrated.loss:.4g} recalibrated, {p.batch.loss:.4g} with batch "
-            "statistics"
+            f"loss {p.as_loaded.loss:.4g} as loaded, {p.recalibrated.loss:.4g} recalibrated, {p.batch.loss:.4g} "
+            "with batch statistics"
         ),
     )
 
@@ -121,7 +121,10 @@ def _buffers_lost(e: Evidence) -> Found | None:
         return Found(
             0.97,
             (
-                f"the checkpoint lacks {len(e.static.missing)} buffers of running statistics: {_some(e.static.missing)}",
+                (
+                    f"the checkpoint lacks {len(e.static.missing)} buffers of running statistics: "
+                    f"{_some(e.static.missing)}"
+                ),
                 *_gap(e),
             ),
             tuple(dict.fromkeys(name.rpartition(".")[0] for name in e.static.missing)),
@@ -136,8 +139,8 @@ def _buffers_lost(e: Evidence) -> Found | None:
         0.95,
         (
             (
-                f"mean 0, variance 1, counter 0 in {len(start)} of {len(e.tracked)} layers ({_some(_names(start))}); the "
-                "others hold statistics"
+                f"mean 0, variance 1, counter 0 in {len(start)} of {len(e.tracked)} layers "
+                f"({_some(_names(start))}); the others hold statistics"
             ),
             *_gap(e),
         ),
@@ -160,8 +163,8 @@ def _too_few_steps(e: Evidence) -> Found | None:
         0.92 if fit > 0.5 else 0.65,
         (
             (
-                f"momentum {f.momentum:g} and {f.counter:.0f} batches: {100 * left[f.name]:.3g} % of the running statistics "
-                "is still the start values 0 and 1"
+                f"momentum {f.momentum:g} and {f.counter:.0f} batches: {100 * left[f.name]:.3g} % of the "
+                "running statistics is still the start values 0 and 1"
             ),
             f"that remainder explains {100 * max(0.0, fit):.0f} % of the distance of the variances (median layer)",
             *_gap(e),
@@ -244,8 +247,8 @@ def _single_value_batch(e: Evidence) -> Found | None:
         return None
     words = [
         (
-            f"running variance not finite in {len(bad)} layers ({_some(_names(bad))}), running mean finite: the unbiased "
-            "variance of one value is 0/0"
+            f"running variance not finite in {len(bad)} layers ({_some(_names(bad))}), running mean finite: the "
+            "unbiased variance of one value is 0/0"
         )
     ]
     if e.remainder == 1:
@@ -327,9 +330,9 @@ def _frozen_elsewhere(e: Evidence) -> Found | None:
         0.9,
         (
             (
-                f"{len(frozen)} layers are frozen ({frozen[0].frozen}); in {len(far)} of them the data differ from what "
-                f"they hold: in {far[0] or '(the model)'} by {c.shift:.3g} deviations in the mean and {c.ratio:.3g} times "
-                "in the variance"
+                f"{len(frozen)} layers are frozen ({frozen[0].frozen}); in {len(far)} of them the data differ "
+                f"from what they hold: in {far[0] or '(the model)'} by {c.shift:.3g} deviations in the mean and "
+                f"{c.ratio:.3g} times in the variance"
             ),
             *_gap(e),
         ),
@@ -351,10 +354,11 @@ def _last_domain(e: Evidence) -> Found | None:
         return None
     order = distance.argsort()
     jumps = distance[order].diff()
-    inner = jumps[1:-1]
-    if not len(inner):
+    fewest = max(2, p.number // 8)  # batches of a kind
+    inner = jumps[fewest - 1 : len(jumps) - fewest + 1]
+    if not len(inner) or float(inner.max()) < 0.4 * float(jumps.sum()):
         return None
-    cut = int(inner.argmax()) + 2
+    cut = int(inner.argmax()) + fewest
     near, far = order[:cut], order[cut:]
     among = distance[far].mean() - distance[near].mean()
     inside = max(float(distance[near].std()), float(distance[far].std()), 1e-9)
@@ -458,8 +462,8 @@ def _accumulation(e: Evidence) -> Found | None:
         0.94,
         (
             (
-                f"one optimizer step is {calls} forwards of {samples} samples: each normalizes by itself, and moves the "
-                f"running statistics; the batch of {e.step.given} exists for the optimizer only"
+                f"one optimizer step is {calls} forwards of {samples} samples: each normalizes by itself, and "
+                f"moves the running statistics; the batch of {e.step.given} exists for the optimizer only"
             ),  # type: ignore[union-attr]
             *_gap(e),
         ),
@@ -521,23 +525,23 @@ def _averaged_wrongly(e: Evidence) -> Found | None:
 def _weights_averaged(e: Evidence) -> Found | None:
     if not e.buffers_bad or len(e.compared) < 2:
         return None
-    ratios = {n: c.ratio for n, c in e.compared.items() if math.isfinite(c.ratio) and c.ratio > 0}
-    logs = [math.log(r) for r in ratios.values()]
-    low = [x for x in logs if x < 0]
-    if not logs or len(low) < 0.6 * len(logs) or sum(logs) / len(logs) > -0.02:
+    ratios = [c.ratio for c in e.compared.values() if math.isfinite(c.ratio) and c.ratio > 0]
+    distances = sorted(c.distance for c in e.compared.values())
+    off = distances[len(distances) // 2]
+    if not ratios or off > FAR:
         return None
-    falls = spearman(logs)
-    first, last = next(iter(ratios.values())), list(ratios.values())[-1]
-    return Found(
-        0.72 if falls < -0.3 else 0.62,
-        (
-            (
-                f"measured over running variance is {first:.3g} in the first layer and {last:.3g} in the last; below 1 in "
-                f"{len(low)} of {len(logs)} layers: the weights are not those that the statistics were measured with"
-            ),
-            *_gap(e),
-        ),
+    low = [r for r in ratios if r < 1]
+    smaller = len(low) >= 0.6 * len(ratios) and sum(map(math.log, ratios)) / len(ratios) < -0.02
+    words = (
+        f"running and measured statistics differ a little in all layers (median {off:.2g}): the weights, or the "
+        "data, are not those that the statistics were measured with"
     )
+    fewer = (
+        f"measured over running variance is below 1 in {len(low)} of {len(ratios)} layers, {ratios[0]:.3g} in "
+        f"the first and {ratios[-1]:.3g} in the last, as in averages of weights"
+    )
+    strength = NAMED if not smaller else 0.72 if spearman(ratios) < -0.3 else 0.62
+    return Found(strength, (words, *((fewer,) if smaller else ()), *_gap(e)))
 
 
 def _ranks_differ(e: Evidence) -> Found | None:
@@ -578,8 +582,8 @@ def _class_sorted(e: Evidence) -> Found | None:
         0.99,
         (
             (
-                f"{len(uses_batch)} layers normalize with the statistics of the batch in evaluation too, and batches are "
-                f"{100 * s.purity:.0f} % sorted by class"
+                f"{len(uses_batch)} layers normalize with the statistics of the batch in evaluation too, and "
+                f"batches are {100 * s.purity:.0f} % sorted by class"
             ),
             f"loss {s.ordered:.4g} in this order, {s.shuffled:.4g} shuffled",
         ),
@@ -631,8 +635,11 @@ def _dropout_before(e: Evidence) -> Found | None:
 
 
 def _other_preprocessing(e: Evidence) -> Found | None:
-    if not e.gap or len(e.compared) < 2:
+    p = e.passes
+    if p is None or not e.buffers_bad or len(e.compared) < 2:
         return None
+    if p.as_loaded.loss - p.recalibrated.loss < 0.7 * (p.as_loaded.loss - min(p.batch.loss, p.recalibrated.loss)):
+        return None  # one set of statistics does not serve these data
     first, *rest = e.compared
     here, others = e.compared[first].distance, sorted(e.compared[n].distance for n in rest)
     if here < FAR or here < 3 * others[len(others) // 2] or _fact(e, first).at_start:
@@ -672,8 +679,8 @@ def _half_buffers(e: Evidence) -> Found | None:
         0.97,
         (
             (
-                f"running statistics are {half[0].dtype}: {low} channels have a variance below {HALF_LOW:.0e} that became 0, "
-                f"{high} one above {HALF_HIGH:.0f} that became infinite ({_some(found)})"
+                f"running statistics are {half[0].dtype}: {low} channels have a variance below {HALF_LOW:.0e} "
+                f"that became 0, {high} one above {HALF_HIGH:.0f} that became infinite ({_some(found)})"
             ),
             *_gap(e),
         ),
@@ -726,11 +733,11 @@ def _padding_counted(e: Evidence) -> Found | None:
     c, silent = e.compared[first], e.sides.silent.get(first)
     if silent is None:
         return None
-    fitted = _mixture(c, silent.double().cpu())
+    fitted = _mixture(c, silent.double().cpu(), most=1 / valid)
     if fitted is None:
         return None
     share, left = fitted
-    if left > 0.4 or abs(share - 1) < 0.1:
+    if left > 0.1 or abs(share - 1) < 0.1:
         return None
     more = "more" if share < 1 else "less"
     return Found(
@@ -738,15 +745,15 @@ def _padding_counted(e: Evidence) -> Found | None:
         (
             f"{100 * (1 - valid):.0f} % of the positions of a batch are padding, and padding enters the statistics",
             (
-                f"the running statistics of {first} are those of these data with {more} padding: {share:.2f} times the share "
-                f"of valid positions explains {100 * (1 - left):.0f} % of their distance"
+                f"the running statistics of {first} are those of these data with {more} padding: {share:.2f} "
+                f"times the share of valid positions explains {100 * (1 - left):.0f} % of their distance"
             ),
             *_gap(e),
         ),
     )
 
 
-def _mixture(c: Comparison, silent: torch.Tensor) -> tuple[float, float] | None:
+def _mixture(c: Comparison, silent: torch.Tensor, most: float) -> tuple[float, float] | None:
     """Fit a share s: running = s data + (1 - s) silence; return s and the unexplained share of the distance."""
 
     def distance(mean: torch.Tensor, var: torch.Tensor) -> float:
@@ -762,7 +769,7 @@ def _mixture(c: Comparison, silent: torch.Tensor) -> tuple[float, float] | None:
         mean = s * c.mean + (1 - s) * silent
         return distance(mean, s * c.var + s * (1 - s) * (c.mean - silent).square())
 
-    candidates = [k / 50 for k in range(5, 150)]
+    candidates = [k / 50 for k in range(5, 150) if k / 50 <= most]
     best = min(candidates, key=mixed)
     return best, mixed(best) / whole
 
@@ -797,7 +804,10 @@ def _elsewhere(e: Evidence) -> Found | None:
     return Found(
         0.93,
         (
-            f"the output for one sample depends on the others of its batch from {e.sides.mixes} on: no batch normalization",
+            (
+                f"the output for one sample depends on the others of its batch from {e.sides.mixes} on: no batch "
+                "normalization"
+            ),
         ),
         (e.sides.mixes,),
     )
@@ -951,8 +961,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "weights-averaged",
-        "Weights were averaged or merged, and the statistics not measured again.",
-        "measured over running variance is below 1 and falls with depth",
+        "The statistics were measured with other weights (averaged, merged, or changed since).",
+        "statistics a little off in all layers; measured over running variance below 1, and falling with depth",
         "model = batchnorm.recalibrate(model, loader)",
         "Evaluate one of the models that went into the average: it has no gap.",
         _weights_averaged,

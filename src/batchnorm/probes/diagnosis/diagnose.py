@@ -163,7 +163,7 @@ def _first_difference(runner: Runner, reference: nn.Module, batch: Any) -> str:
         z = theirs.get(name)
         if z is None or y.shape != z.shape:
             continue
-        if not torch.allclose(y, z, rtol=1e-3, atol=1e-3 * float(z.abs().max())):
+        if not torch.allclose(y, z, rtol=1e-3, atol=1e-3 * float(z.nan_to_num(0, 0, 0).abs().max()), equal_nan=True):
             return name
     return ""
 

@@ -20,8 +20,11 @@ from batchnorm.tools import preserve
 
 #: Samples kept for what is not a whole pass, at most; and how many batches.
 HELD_SAMPLES, HELD_BATCHES = 512, 32
-#: Differences of paired losses count from this many standard errors on, and from this share of the loss on.
-ERRORS, SHARE = 3.0, 0.05
+#: A loss is worse from this share on, where three standard errors of the paired differences or a sign test agree;
+#: from the larger share on, two standard errors are enough.
+SHARE, LARGE_SHARE = 0.07, 0.2
+#: Probability of the signs of the differences if neither loss were larger.
+CHANCE = 0.01
 
 Forward = Callable[[nn.Module, Any], Any]
 Score = Callable[[Any, Any], Any]
@@ -46,14 +49,17 @@ class Result:
         return _mean(self.metrics, self.samples) if self.metrics else None
 
     def worse_than(self, other: Result) -> bool:
-        """Whether the loss is larger by 5 % and by three standard errors of the paired differences."""
+        """Whether the loss is larger by 7 %, and by more than chance in paired batches."""
         if not math.isfinite(other.loss):
             return False
         if not math.isfinite(self.loss):
             return True
         gaps = torch.tensor(self.losses, dtype=torch.float64) - torch.tensor(other.losses, dtype=torch.float64)
         error = float(gaps.std()) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-        return self.loss - other.loss > max(SHARE * abs(self.loss), ERRORS * error)
+        gap, n, larger = self.loss - other.loss, len(gaps), int((gaps > 0).sum())
+        chance = sum(math.comb(n, k) for k in range(larger, n + 1)) / 2**n
+        sure = gap > 3 * error or chance < CHANCE or (gap > 2 * error and gap > LARGE_SHARE * abs(self.loss))
+        return gap > SHARE * abs(self.loss) and sure
 
 
 def _mean(values: list[float], samples: list[int]) -> float:

@@ -63,11 +63,11 @@ def look_aside(runner: Runner, e: Evidence) -> Sides:
 
 
 def _some(passes: Passes) -> list[Any]:
-    """Return a tenth of a pass of the held batches, but four batches and 64 samples if there are."""
+    """Return a twentieth of a pass of the held batches, but four batches and 64 samples if there are."""
     chosen: list[Any] = []
     for batch in passes.held:
         samples = sum(map(of.size_of, chosen))
-        if len(chosen) >= 4 and samples >= max(64, passes.samples // 10):
+        if len(chosen) >= 4 and samples >= max(64, passes.samples // 20):
             break
         chosen.append(batch)
     return chosen
@@ -114,17 +114,21 @@ def _companions(runner: Runner, batch: Any) -> tuple[str | None, bool]:
             found.append((runner.model, last[: len(last) // samples]))
         return found
 
-    try:
-        alone = outputs(of.part(batch, slice(0, 1)), 1)
-    except Exception:  # a model that takes no single sample
-        return None, False
+    for few in (1, 2):  # a dense layer without running statistics takes no single sample
+        try:
+            alone = outputs(of.part(batch, slice(0, few)), few)
+            break
+        except Exception:  # any of the model's
+            if few == min(2, size - 1):
+                return None, False
     together = outputs(batch, size)
     if len(alone) != len(together):
         return None, False
     for (module, y), (other, z) in zip(alone, together, strict=True):
         if module is not other or y.shape != z.shape:
             return None, False
-        if not torch.allclose(y, z, rtol=ALIKE, atol=ALIKE * float(z.abs().max()), equal_nan=True):
+        close = ALIKE * float(z.nan_to_num(0, 0, 0).abs().max()) if z.numel() else 0.0
+        if not torch.allclose(y, z, rtol=ALIKE, atol=close, equal_nan=True):
             name = modules.get(module, "")
             return name or "(the model's own forward)", name in runner.names
     return "", False
@@ -265,7 +269,7 @@ def attribute(runner: Runner, passes: Passes, other: str) -> Attribution | None:
     except ValueError:
         whole = passes.held[0]
     size = of.size_of(whole)
-    samples = min(size, MOST, max(FEWEST, passes.samples // (4 * len(names))))
+    samples = min(size, MOST, max(FEWEST, passes.samples // (8 * len(names))))
     if other == "batch":
         batches = passes.held[: max(1, samples // max(1, of.size_of(passes.held[0])))]
         samples = sum(map(of.size_of, batches))

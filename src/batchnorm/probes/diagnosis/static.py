@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,6 +225,6 @@ def _missing(found: Iterable[tuple[str, nn.Module]], state_dict: Mapping[str, An
 
 def _average(model: nn.Module) -> str:
     if isinstance(model, torch.optim.swa_utils.AveragedModel):
-        return "" if model.use_buffers else type(model).__name__
+        return ""  # it copies the buffers of the last model
     name = type(model).__name__
-    return name if "ema" in name.lower().split("_") or name.startswith(("EMA", "ModelEma", "Averaged")) else ""
+    return name if re.search(r"(?i:average|teacher)|EMA|Ema|(?:^|_)ema", name) else ""
