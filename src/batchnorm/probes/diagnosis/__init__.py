@@ -6,3 +6,5 @@ from batchnorm.probes.diagnosis.result import Diagnosis as Diagnosis
 from batchnorm.probes.diagnosis.result import Finding as Finding
 from batchnorm.probes.diagnosis.result import LayerRow as LayerRow
 from batchnorm.probes.diagnosis.result import ProbeRow as ProbeRow
+from batchnorm.probes.diagnosis.watching import StatisticsWarning as StatisticsWarning
+from batchnorm.probes.diagnosis.watching import watch as watch
