@@ -36,7 +36,7 @@ class DiagnoseCommand:
     """Checkpoint: a .safetensors file, or a state_dict that torch.save wrote. None: the factory loads its own."""
 
     data: str | None = None
-    """Data to evaluate on, as for train: a name, an .npz or .mat file, a folder of images. None: no data, a static look."""
+    """Data to evaluate on, as for train: a name, an .npz or .mat file, a folder of images. None: a static look."""
 
     data_dir: Path | None = None
     """Folder of the files of named data sets."""

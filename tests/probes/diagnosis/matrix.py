@@ -7,8 +7,12 @@ docs/guides/eval-worse-than-train.md.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +46,38 @@ def measure(given: Case) -> dict[str, Any]:
     }
 
 
-def run(say: Any = lambda _: None) -> dict[str, Any]:
-    rows, two, well = [], [], []
+def _tasks() -> Iterator[tuple[str, dict[str, Any], Callable[[], Case | None]]]:
+    """Yield for each case the table it belongs to, its row without results, and how it is made."""
     for half, module in (("before", injections_before), ("after", injections_after)):
         for inject in module.INJECTIONS:
             for name in PROBLEMS:
                 for seed in SEEDS:
-                    given = inject(name, seed)
-                    if given is not None:
-                        row = {"cause": given.cause, "half": half, "network": name, "seed": seed}
-                        rows.append({**row, **measure(given)})
-                        say(rows[-1])
-    for (first, second), make in pairs.PAIRS.items():
+                    yield "causes", {"half": half, "network": name, "seed": seed}, partial(inject, name, seed)
+    for causes, make in pairs.PAIRS.items():
         for name in PROBLEMS:
             for seed in SEEDS:
-                two.append({"causes": [first, second], "network": name, "seed": seed, **measure(make(name, seed))})
-                say(two[-1])
+                yield "pairs", {"causes": list(causes), "network": name, "seed": seed}, partial(make, name, seed)
     for name, make in healthy.HEALTHY.items():
-        well.append({"network": name, **measure(make())})
-        say(well[-1])
-    return {"torch": torch.__version__, "causes": rows, "pairs": two, "healthy": well}
+        yield "healthy", {"network": name}, make
+
+
+def _one(number: int) -> tuple[str, dict[str, Any] | None]:
+    torch.set_num_threads(1)
+    table, row, make = list(_tasks())[number]
+    given = make()
+    if given is None:
+        return table, None
+    return table, {"cause": given.cause, **row, **measure(given)}
+
+
+def run(workers: int, say: Callable[[object], object]) -> dict[str, Any]:
+    results: dict[str, Any] = {"torch": torch.__version__, "causes": [], "pairs": [], "healthy": []}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for table, row in pool.map(_one, range(len(list(_tasks())))):
+            if row is not None:
+                results[table].append(row)
+                say(row)
+    return results
 
 
 def right(row: dict[str, Any]) -> bool:
@@ -117,7 +133,8 @@ def filled(page: str, results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    results = run(lambda row: sys.stdout.write(f"{row}\n") and sys.stdout.flush())
+    results = run(
+        int(sys.argv[1]) if sys.argv[1:] else 2, lambda row: sys.stdout.write(f"{row}\n") and sys.stdout.flush()
+    )
     RESULTS.write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")

@@ -62,6 +62,8 @@ class Cause:
         What would confirm it.
     rule : callable
         Reads the evidence; None: it is not this.
+    general : bool
+        Whether it is named only where no other is.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Cause:
     fix: str
     confirm: str
     rule: Callable[[Evidence], Found | None]
+    general: bool = False
 
 
 def _names(facts: Sequence[Facts]) -> tuple[str, ...]:
@@ -966,6 +969,7 @@ CAUSES: tuple[Cause, ...] = (
         "model = batchnorm.recalibrate(model, loader)",
         "Evaluate one of the models that went into the average: it has no gap.",
         _weights_averaged,
+        general=True,
     ),
     Cause(
         "ranks-differ",

@@ -207,6 +207,8 @@ def _conclude(
     ranked = sorted(
         ((cause, found) for cause in CAUSES if (found := cause.rule(e)) is not None), key=lambda pair: -pair[1].strength
     )
+    specific = any(found.strength >= NAMED and not cause.general for cause, found in ranked)
+    ranked = [(cause, found) for cause, found in ranked if not (cause.general and specific)]
     findings = [_finding(cause, found, attribution) for cause, found in ranked]
     causes = tuple(f for f in findings if f.strength >= NAMED)
     verdict: Verdict

@@ -253,13 +253,19 @@ class Attribution:
 
 
 def attribute(runner: Runner, passes: Passes, other: str) -> Attribution | None:
-    """Exchange statistics layer by layer, on held samples: four forwards for each layer.
+    """Exchange statistics layer by layer, on few of the held samples; on more where these show no gap.
 
     Returns
     -------
     Attribution or None
         None where a loss is not finite, or there is no gap on these samples.
     """
+    few = min(MOST, max(FEWEST, passes.samples // (8 * max(1, len(passes.seen)))))
+    return _attribute(runner, passes, other, few) or (_attribute(runner, passes, other, MOST) if few < MOST else None)
+
+
+def _attribute(runner: Runner, passes: Passes, other: str, most: int) -> Attribution | None:
+    """Exchange statistics layer by layer: four forwards for each layer."""
     model = runner.model
     names = [n for n in passes.seen if isinstance(getattr(runner.names[n], "running_mean", None), Tensor)]
     if not names:
@@ -269,7 +275,7 @@ def attribute(runner: Runner, passes: Passes, other: str) -> Attribution | None:
     except ValueError:
         whole = passes.held[0]
     size = of.size_of(whole)
-    samples = min(size, MOST, max(FEWEST, passes.samples // (8 * len(names))))
+    samples = min(size, most)
     if other == "batch":
         batches = passes.held[: max(1, samples // max(1, of.size_of(passes.held[0])))]
         samples = sum(map(of.size_of, batches))
