@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0 done; 1 a check found a mistake, diagnose a cause, a benchmark a wrong answer, or a claim does not
-        hold everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is gone.
+        hold everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is
+        gone.
     """
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from networks import Case, case, fit, problem, trained, training_step
 from torch import nn
 
 import batchnorm
+from probes.diagnosis.networks import Case, case, fit, problem, trained, training_step
 
 
 def plain(name: str, seed: int, evaluated: int = 32, **settings: object) -> Case:

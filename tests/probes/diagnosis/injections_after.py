@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from networks import Case, case, fit, norms, padded, problem, trained, training_step
 from torch import Tensor, nn
 
 import batchnorm
+from probes.diagnosis.networks import Case, case, fit, norms, padded, problem, trained, training_step
 
 
 def _with_input(batch: Any, change: Any) -> Any:

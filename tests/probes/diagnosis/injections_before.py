@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from networks import Case, case, fit, norms, problem, trained, training_step
 from torch import nn
+
+from probes.diagnosis.networks import Case, case, fit, norms, problem, trained, training_step
 
 
 def never_written(name: str, seed: int) -> Case:

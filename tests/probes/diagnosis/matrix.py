@@ -16,14 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import healthy
-import injections_after
-import injections_before
-import pairs
 import torch
-from networks import PROBLEMS, Case
 
 import batchnorm
+from probes.diagnosis import healthy, injections_after, injections_before, pairs
+from probes.diagnosis.networks import PROBLEMS, Case
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "guides" / "diagnose-matrix.json"

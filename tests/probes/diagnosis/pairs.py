@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import injections_after
-import injections_before
-from networks import Case, norms, training_step
+from probes.diagnosis import injections_after, injections_before
+from probes.diagnosis.networks import Case, norms, training_step
 
 
 def _lost_too(given: Case) -> Case:

@@ -367,6 +367,12 @@ def _probes(e: Evidence, attribution: Attribution | None, reference: nn.Module |
                 f"{len(w.changed)} layers changed",
             )
         )
+        if w.silent:
+            result = (
+                f"all but none in {', '.join(w.silent[:3])}: its output does not depend on the scale of these weights, "
+                "so inputs that are far apart come out the same whatever the weights; scale the inputs"
+            )
+            rows.append(ProbeRow("W", "gradients of weights before a normalization", result))
     if e.validation is not None:
         rows.append(ProbeRow("W", "the validation pass", f"statistics of {len(e.validation.changed)} layers changed"))
     if e.ranks is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from batchnorm.tools import swap
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+#: Share of the largest gradient with respect to a logarithmic scale that is none.
+SILENT = 1e-3
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -50,6 +52,8 @@ class Watched:
         Samples of the batch.
     valid : float
         Share of positions of the batch that are not padding.
+    silent : tuple of str
+        Matrices of weights before a batch normalization with all but no gradient.
     """
 
     steps: int = 0
@@ -62,6 +66,7 @@ class Watched:
     samples: list[int] = field(default_factory=list)
     given: int = 0
     valid: float = 1.0
+    silent: tuple[str, ...] = ()
 
 
 def watch_call(model: nn.Module, run: Callable[[], object], batch: Any = None) -> Watched:
@@ -117,7 +122,24 @@ def watch_call(model: nn.Module, run: Callable[[], object], batch: Any = None) -
             counter = getattr(layer, "num_batches_tracked", None)
             if isinstance(counter, Tensor):
                 found.updates[name] = float(counter - former[name][-1])
+        found.silent = _silent(model, layers.values())
     return found
+
+
+def _silent(model: nn.Module, layers: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Return matrices whose relative change the loss feels a thousandth as much as that of normalized scales."""
+
+    def felt(p: Tensor) -> float:
+        return 0.0 if p.grad is None else float(p.grad.double().norm() * p.detach().double().norm())
+
+    scales = [felt(w) for layer in layers if isinstance(w := getattr(layer, "weight", None), nn.Parameter)]
+    if not any(scales):
+        return ()
+    return tuple(
+        name
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and p.grad is not None and felt(p) < SILENT * max(scales)
+    )
 
 
 def _values(layer: nn.Module) -> list[Tensor]:
