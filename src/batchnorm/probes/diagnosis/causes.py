@@ -211,8 +211,8 @@ def _momentum_reversed(e: Evidence) -> Found | None:
         (
             (
                 f"momentum {f.momentum:g} in {len(large)} layers: in torch it is the weight of the new batch, so "
-                f"{100 * f.momentum:.3g} % of the running statistics is the last batch"
-            ),  # type: ignore[operator]
+                f"{100 * (f.momentum or 0):.3g} % of the running statistics is the last batch"
+            ),
             *_gap(e),
         ),
         _names(large) if len(large) < len(e.moving) else (),
@@ -394,13 +394,13 @@ def _several_distributions(e: Evidence) -> Found | None:
         return None
     found = {}
     for name, seen in e.passes.seen.items():
-        sites = [s.whole for s in seen.sites.values() if s.count > 1]
+        sites = [s.whole for s in seen.sites.values() if s.count > 1 and s.whole is not None]
         if len(sites) < 2:
             continue
         first, *rest = sites
         apart = max(
-            float(((s.mean - first.mean).square() / (torch.minimum(s.var, first.var) + 1e-5)).mean().sqrt())  # type: ignore[union-attr]
-            + float(((s.var + 1e-5) / (first.var + 1e-5)).log().abs().mean())  # type: ignore[union-attr]
+            float(((s.mean - first.mean).square() / (torch.minimum(s.var, first.var) + 1e-5)).mean().sqrt())
+            + float(((s.var + 1e-5) / (first.var + 1e-5)).log().abs().mean())
             for s in rest
         )
         if apart > FAR:
@@ -458,7 +458,7 @@ def _sites(e: Evidence, name: str) -> int:
 
 def _accumulation(e: Evidence) -> Found | None:
     micro = _micro(e)
-    if micro is None:
+    if micro is None or e.step is None:
         return None
     calls, samples = micro
     return Found(
@@ -467,7 +467,7 @@ def _accumulation(e: Evidence) -> Found | None:
             (
                 f"one optimizer step is {calls} forwards of {samples} samples: each normalizes by itself, and "
                 f"moves the running statistics; the batch of {e.step.given} exists for the optimizer only"
-            ),  # type: ignore[union-attr]
+            ),
             *_gap(e),
         ),
     )

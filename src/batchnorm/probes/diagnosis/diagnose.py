@@ -212,16 +212,17 @@ def _conclude(
     findings = [_finding(cause, found, attribution) for cause, found in ranked]
     causes = tuple(f for f in findings if f.strength >= NAMED)
     verdict: Verdict
+    p = e.passes
     if causes and causes[0].cause != "not-batch-normalization":
         verdict = "cause"
         where = f" ({', '.join(causes[0].layers[:3])})" if 0 < len(causes[0].layers) <= 3 else ""
         headline = f"{causes[0].title.rstrip('.')}{where}."
-        if e.passes is not None and not e.gap:
+        if p is not None and not e.gap:
             headline += " On these data evaluation is not worse for it."
     elif causes:
         verdict = "not batch normalization"
         headline = f"Batch normalization is not the cause: {causes[0].layers[0]} mixes the samples of a batch."
-    elif e.passes is None:
+    elif p is None:
         verdict, headline = "undecided", "Nothing that the model holds explains a gap; pass a loader to measure one."
     elif not e.static.finite:
         verdict = "not batch normalization"
@@ -230,16 +231,14 @@ def _conclude(
         verdict = "undecided"
         what = "the buffers" if e.buffers_bad else "a dependence on the batch"
         headline = f"The gap comes from {what}, but the evidence does not say how that came about."
-    elif not math.isfinite(e.passes.as_loaded.loss):
+    elif not math.isfinite(p.as_loaded.loss):
         verdict, headline = "undecided", "The loss is not finite with any statistics, so nothing can be compared."
     else:
         verdict = "not batch normalization"
-        p = e.passes
         headline = (
             f"Batch normalization is not the cause: the loss is {p.as_loaded.loss:.4g} as loaded, "
             f"{p.recalibrated.loss:.4g} with recalibrated statistics and {p.batch.loss:.4g} with those of each batch."
         )
-    p = e.passes
     losses = {} if p is None else _three(p, "loss")
     smallest = [v for k, v in losses.items() if k != "as loaded" and math.isfinite(v)]
     return Diagnosis(

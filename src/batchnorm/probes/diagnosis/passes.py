@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -254,7 +254,7 @@ def run(runner: Runner, loader: Iterable[Any], most: int | None) -> Passes:
         if stage == "A" and next(iter(seen_a)) == first_name and call.name == first_name:
             firsts.append(found)
             groups.append(_of_samples(call.x))
-        entry.counts.append(int(found.count))
+        entry.counts.append(call.x.numel() // call.x.shape[1])
         entry.largest.append(float(found.var.max()))
         entry.population.add(call.x)
         entry.sites.setdefault(call.name, Population(call.name)).add(call.x)
@@ -344,15 +344,17 @@ def _of_samples(x: Tensor) -> tuple[int, Tensor, Tensor]:
     return len(means), means.mean(0), means.var(0) if len(means) > 1 else torch.zeros_like(means[0])
 
 
-def _between(groups: list[tuple[int, Tensor, Tensor]]) -> float | None:
+def _between(groups: Sequence[tuple[int, Tensor, Tensor]]) -> float | None:
     """Return F of an analysis of variance: batches as groups, samples as observations; median channel."""
     groups = [g for g in groups if g[0] > 1]
     if len(groups) < 4:
         return None
     n = sum(g[0] for g in groups)
-    mean = sum(g[0] * g[1] for g in groups) / n
-    among = sum(g[0] * (g[1] - mean) ** 2 for g in groups) / (len(groups) - 1)
-    inside = sum((g[0] - 1) * g[2] for g in groups) / (n - len(groups))
-    ratio = among / inside  # type: ignore[operator]  # tensors
-    finite = ratio[ratio.isfinite()]  # type: ignore[index]
+    counts = torch.tensor([g[0] for g in groups], dtype=torch.float64, device=groups[0][1].device)[:, None]
+    means, variances = (torch.stack(list(column)) for column in zip(*[g[1:] for g in groups], strict=True))
+    mean = (counts * means).sum(0) / n
+    among = (counts * (means - mean) ** 2).sum(0) / (len(groups) - 1)
+    inside = ((counts - 1) * variances).sum(0) / (n - len(groups))
+    ratio = among / inside
+    finite = ratio[ratio.isfinite()]
     return float(finite.median()) if len(finite) else None

@@ -289,7 +289,7 @@ def _attribute(runner: Runner, passes: Passes, other: str, most: int) -> Attribu
             if references:
                 mine = _first_output(runner, batches, chosen, other, buffers, passes)
                 return float((mine - references[0]).norm() / references[0].norm().clamp_min(1e-12))
-            return _exchanged(runner, batches, chosen, other, buffers, passes, lambda: _loss(runner, batches))
+            return float(_exchanged(runner, batches, chosen, other, buffers, passes, lambda: _loss(runner, batches)))
 
         none, every = loss(()), loss(names)
         gap = none - every
