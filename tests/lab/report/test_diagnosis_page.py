@@ -36,7 +36,7 @@ def test_it_says_what_was_found(found: batchnorm.probes.diagnosis.Diagnosis, tmp
     for cause in found.causes:
         assert all(part in text for part in (cause.title, cause.fix, cause.confirm, *cause.evidence))
     for row in found.layers:
-        assert f"{100 * row.share:.0f}%" in text
+        assert f"{round(100 * row.share)}%" in text
     for probe in found.probes:
         assert probe.result in text
     assert text.count("<circle") == 2 * (8 + 2)  # mean and deviation of every channel

@@ -119,7 +119,7 @@ def _bars(layers: list[dict[str, Any]], at_fault: list[str]) -> list[Bar]:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}%"
+    return "" if value is None else f"{round(100 * value):d}%"
 
 
 def _blank(value: float | None) -> str:

@@ -49,7 +49,7 @@ def part(batch: Any, index: slice | Tensor) -> Any:
 
 
 def joined(batches: Sequence[Any]) -> Any:
-    """Return one batch of all samples; shorter ones are padded with zeros. ValueError if they do not fit."""
+    """Return one batch of all samples; shorter ones are padded with zeros. Raise ValueError if they do not fit."""
     lists = [tensors_of(batch) for batch in batches]
     if not lists or any(len(found) != len(lists[0]) for found in lists):
         raise ValueError("batches of different contents")

@@ -224,6 +224,19 @@ class Passes:
 def run(runner: Runner, loader: Iterable[Any], most: int | None) -> Passes:
     """Read the loader twice: A and B side by side, then C.
 
+    Parameters
+    ----------
+    runner : Runner
+        The model, and how its outputs are scored.
+    loader : iterable
+        Batches.
+    most : int or None
+        The most batches to read.
+
+    Returns
+    -------
+    Passes
+
     Raises
     ------
     TypeError, ValueError

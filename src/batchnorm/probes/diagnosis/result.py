@@ -195,7 +195,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
+    return "" if value is None else f"{round(100 * value):d} %"
 
 
 def _number(value: float | None) -> str:

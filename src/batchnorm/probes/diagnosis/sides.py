@@ -255,6 +255,15 @@ class Attribution:
 def attribute(runner: Runner, passes: Passes, other: str) -> Attribution | None:
     """Exchange statistics layer by layer, on few of the held samples; on more where these show no gap.
 
+    Parameters
+    ----------
+    runner : Runner
+        The model, and how its outputs are scored.
+    passes : Passes
+        What the passes found.
+    other : {'recalibrated', 'batch'}
+        The statistics that close the gap.
+
     Returns
     -------
     Attribution or None

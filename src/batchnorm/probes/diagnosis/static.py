@@ -120,7 +120,18 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[preserve.Buffers]:
-    """Restore modes, buffers, random state and which parameters learn."""
+    """Restore modes, buffers, random state and which parameters learn.
+
+    Parameters
+    ----------
+    model : Module
+        Any.
+
+    Yields
+    ------
+    Buffers
+        To restore them earlier, too.
+    """
     learning = [(p, p.requires_grad) for p in model.parameters()]
     try:
         with preserve.random_state(model), preserve.buffers(model) as buffers, preserve.modes(model):
