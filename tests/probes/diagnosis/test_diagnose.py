@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,17 @@ def test_the_model_is_as_it_was_whatever_is_raised(where: str, error: type[BaseE
     assert_same(before, state_of(model))
 
 
+def test_a_model_that_cannot_be_copied_is_restored() -> None:
+    model = trained("mlp", 0).train()
+    model.lock = threading.Lock()
+    with pytest.raises(TypeError):
+        copy.deepcopy(model)
+    before = state_of(model)
+    found = batchnorm.diagnose(model, injections_before.other_preprocessing("mlp", 0).loader)
+    assert found.causes[0].cause == "other-preprocessing"
+    assert_same(before, state_of(model))
+
+
 def test_a_training_step_is_undone_with_its_optimizer() -> None:
     what, model = problem("mlp"), trained("mlp", 0).train()
     batches = what.batches(what.train[:256], 64)
@@ -335,6 +347,7 @@ X = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
         (_bad(loader=[X], metric=_raising), ZeroDivisionError, "of the metric"),
         (_bad(loader=[X], loss=lambda output, batch: output), TypeError, "loss must return one number"),
         (_bad(trained("speech", 0), [X]), TypeError, "more arguments than the first element"),
+        (_bad(loader=[X], forward=lambda model, batch: batch), ValueError, "must call the model that it is given"),
         (_bad(loader=[X], batches=0), ValueError, "batches must be a positive integer"),
     ],
 )

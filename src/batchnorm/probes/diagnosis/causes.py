@@ -350,7 +350,7 @@ def _last_domain(e: Evidence) -> Found | None:
     name = next(iter(p.seen_as_loaded))
     if name not in e.running:
         return None
-    mean, var = (t.double().cpu() for t in e.running[name])
+    mean, var = (t.cpu().double() for t in e.running[name])
     gaps = torch.tensor(p.as_loaded.losses) - torch.tensor(p.batch.losses)
     distance = torch.tensor([_apart(s, mean, var) for s in p.firsts])
     if not bool(gaps.isfinite().all()):
@@ -384,7 +384,7 @@ def _last_domain(e: Evidence) -> Found | None:
 
 
 def _apart(found: object, mean: torch.Tensor, var: torch.Tensor) -> float:
-    m, v = (t.double().cpu().view(-1) for t in (found.mean, found.var))  # type: ignore[attr-defined]
+    m, v = (t.cpu().double().view(-1) for t in (found.mean, found.var))  # type: ignore[attr-defined]
     scale = torch.minimum(v, var.clamp_min(0)) + 1e-5
     return float(((m - mean).square() / scale + (v.clamp_min(1e-9) / var.clamp_min(1e-9)).log().square()).mean().sqrt())
 
@@ -736,7 +736,7 @@ def _padding_counted(e: Evidence) -> Found | None:
     c, silent = e.compared[first], e.sides.silent.get(first)
     if silent is None:
         return None
-    fitted = _mixture(c, silent.double().cpu(), most=1 / valid)
+    fitted = _mixture(c, silent.cpu().double(), most=1 / valid)
     if fitted is None:
         return None
     share, left = fitted

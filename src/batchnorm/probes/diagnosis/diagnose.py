@@ -113,7 +113,8 @@ def diagnose(
         )
     if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
         raise ValueError(f"batches must be a positive integer, or None for all; got {batches!r}.")
-    evidence = Evidence(look(model, state_dict))
+    work = _copy(model)
+    evidence = Evidence(look(work, state_dict))
     for name, layer in layers_of(model):
         mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
         if isinstance(mean, Tensor) and isinstance(var, Tensor):
@@ -123,14 +124,15 @@ def diagnose(
     attribution, runner, first = None, None, None
     if loader is not None:
         evidence.remainder = _remainder(loader)
-        runner = Runner(_copy(model), forward, loss, metric)
-        evidence.passes = run(runner, loader, batches)
-        first = evidence.passes.held[0]
-        evidence.sides = look_aside(runner, evidence)
-        if evidence.gap:
-            attribution = attribute(runner, evidence.passes, "recalibrated" if evidence.buffers_bad else "batch")
-        if reference is not None:
-            evidence.differs = _first_difference(runner, reference, first)
+        runner = Runner(work, forward, loss, metric)
+        with untouched(model):  # the user's functions may call it
+            evidence.passes = run(runner, loader, batches)
+            first = evidence.passes.held[0]
+            evidence.sides = look_aside(runner, evidence)
+            if evidence.gap:
+                attribution = attribute(runner, evidence.passes, "recalibrated" if evidence.buffers_bad else "batch")
+            if reference is not None:
+                evidence.differs = _first_difference(runner, reference, first)
     if training_step is not None:
         evidence.step = watch_call(model, lambda: training_step(model, first), first)
     if evaluation is not None:

@@ -173,8 +173,8 @@ class Evidence:
                 continue
             whole = seen.population.whole
             eps = next(f.eps for f in self.static.facts if f.name == name)
-            mean, var = whole.mean.double().cpu().view(-1), whole.unbiased_var.double().cpu().view(-1)
-            old_mean, old_var = (t.double().cpu() for t in self.running[name])
+            mean, var = whole.mean.cpu().double().view(-1), whole.unbiased_var.cpu().double().view(-1)
+            old_mean, old_var = (t.cpu().double() for t in self.running[name])
             scale = torch.minimum(var.clamp_min(0), old_var.clamp_min(0)) + eps
             ratio = (var + eps) / (old_var + eps)
             finite = ratio[ratio.isfinite() & (ratio > 0)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchnorm.kernels.interface import Statistics
+from batchnorm.kernels.interface import Statistics, statistics_dtype
 from batchnorm.probes.calls import Call, Calls
 from batchnorm.probes.diagnosis import batches as of
 from batchnorm.probes.diagnosis.static import layers_of, untouched
@@ -304,6 +304,11 @@ def run(runner: Runner, loader: Iterable[Any], most: int | None) -> Passes:
                 "diagnose needs at least one batch; the loader gave none. An empty data set, drop_last=True with "
                 "fewer examples than a batch, or a generator that was used before?"
             )
+        if not seen:
+            raise ValueError(
+                f"no batch normalization was called: {', '.join(map(repr, list(runner.names)[:3]))} wait for inputs. "
+                "forward=lambda model, batch: ... must call the model that it is given, which is a copy."
+            )
         for name, entry in seen.items():
             recalibrate(runner.names[name], entry.population)
         random.put_back()
@@ -353,7 +358,8 @@ def _distance(output: Any, other: Any) -> float:
 
 def _of_samples(x: Tensor) -> tuple[int, Tensor, Tensor]:
     """Return the number of samples, the mean of their means, and the variance among their means."""
-    means = x.detach().double().flatten(2).mean(2) if x.dim() > 2 else x.detach().double()
+    x = x.detach().to(statistics_dtype(x.device))
+    means = (x.flatten(2).mean(2) if x.dim() > 2 else x).cpu().double()
     return len(means), means.mean(0), means.var(0) if len(means) > 1 else torch.zeros_like(means[0])
 
 
@@ -363,7 +369,7 @@ def _between(groups: Sequence[tuple[int, Tensor, Tensor]]) -> float | None:
     if len(groups) < 4:
         return None
     n = sum(g[0] for g in groups)
-    counts = torch.tensor([g[0] for g in groups], dtype=torch.float64, device=groups[0][1].device)[:, None]
+    counts = torch.tensor([g[0] for g in groups], dtype=torch.float64)[:, None]
     means, variances = (torch.stack(list(column)) for column in zip(*[g[1:] for g in groups], strict=True))
     mean = (counts * means).sum(0) / n
     among = (counts * (means - mean) ** 2).sum(0) / (len(groups) - 1)

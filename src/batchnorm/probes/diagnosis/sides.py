@@ -202,7 +202,7 @@ def _silence(runner: Runner, batch: Any, first: str) -> dict[str, Tensor]:
 
     def see(call: Call) -> None:
         if call.name == first and call.x.dim() > 1:
-            found[first] = call.x.double().transpose(0, 1).flatten(1).median(1).values
+            found[first] = call.x.transpose(0, 1).flatten(1).float().median(1).values
 
     quiet = of.mapped(batch, lambda t: torch.zeros_like(t) if t.is_floating_point() else t)
     with runner.watching(see):

@@ -130,7 +130,7 @@ def _silent(model: nn.Module, layers: Iterable[nn.Module]) -> tuple[str, ...]:
     """Return matrices whose relative change the loss feels a thousandth as much as that of normalized scales."""
 
     def felt(p: Tensor) -> float:
-        return 0.0 if p.grad is None else float(p.grad.double().norm() * p.detach().double().norm())
+        return 0.0 if p.grad is None else float(p.grad.norm()) * float(p.detach().norm())
 
     scales = [felt(w) for layer in layers if isinstance(w := getattr(layer, "weight", None), nn.Parameter)]
     if not any(scales):
@@ -214,7 +214,7 @@ def compare_ranks(model: nn.Module, group: ProcessGroup) -> Ranks:
             continue
         digest = hashlib.sha256(b"".join(v.cpu().contiguous().numpy().tobytes() for v in values[:2])).digest()
         hashes.append(int.from_bytes(digest[:6], "big"))
-        means.append((values[0] / (values[1].clamp_min(0) + 1e-12).sqrt()).double().cpu())
+        means.append((values[0] / (values[1].clamp_min(0) + 1e-12).sqrt()).cpu().double())
         names.append(name)
     gathered = torch.stack(across.gather(torch.tensor(hashes, dtype=torch.float64), group))
     differ = tuple(name for i, name in enumerate(names) if bool((gathered[:, i] != gathered[0, i]).any()))
