@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import batchnorm
+from batchnorm.lab.models import build
+from batchnorm.lab.models.normalization import Normalization
 from batchnorm.probes.diagnosis import StatisticsWarning
 from probes.diagnosis.networks import norms, problem, step, trained
 
@@ -127,3 +130,23 @@ def test_the_mean_of_a_batch_follows_from_the_buffers() -> None:
 def test_bad_input(make: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+def test_it_takes_less_than_a_fiftieth_of_a_step() -> None:
+    """Processor time of the hooks of 100 forwards, one of them with a look, against 100 steps of a ResNet-20."""
+    model = build("resnet20", Normalization("batch"), input_shape=(3, 32, 32), classes=10)
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step(model, optimizer, nn.functional.cross_entropy(model(x), y))
+    began = time.process_time()
+    step(model, optimizer, nn.functional.cross_entropy(model(x), y))
+    of_step = time.process_time() - began
+    with batchnorm.watch(model) as watching:
+        began = time.process_time()
+        for _ in range(100):
+            watching._begin(model)
+            watching._end()
+            watching._stepped(optimizer)
+        of_watch = time.process_time() - began
+    assert watching._forwards == 100
+    assert of_watch < 0.02 * 100 * of_step

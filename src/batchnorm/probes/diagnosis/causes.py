@@ -207,7 +207,7 @@ def _momentum_reversed(e: Evidence) -> Found | None:
         return None
     f = large[0]
     return Found(
-        0.86,
+        0.88,
         (
             (
                 f"momentum {f.momentum:g} in {len(large)} layers: in torch it is the weight of the new batch, so "
