@@ -124,6 +124,17 @@ def _share(what: str, good: int, number: int) -> str:
     return f"| {what} | {good} of {number} ({100 * good / number:.0f} %) |"
 
 
+def written(results: dict[str, Any]) -> str:
+    """Return the results as JSON with one line for each row."""
+    tables = [
+        f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]"
+        if isinstance(rows, list)
+        else f'"{name}": "{rows}"'
+        for name, rows in results.items()
+    ]
+    return "{\n" + ",\n".join(tables) + "\n}\n"
+
+
 def filled(page: str, results: dict[str, Any]) -> str:
     before, rest = page.split(BEGIN)
     return before + BEGIN + "\n\n" + "\n".join(summary(results)) + "\n\n" + END + rest.split(END)[1]
@@ -133,5 +144,5 @@ if __name__ == "__main__":
     results = run(
         int(sys.argv[1]) if sys.argv[1:] else 2, lambda row: sys.stdout.write(f"{row}\n") and sys.stdout.flush()
     )
-    RESULTS.write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    RESULTS.write_text(written(results), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
