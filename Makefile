@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo bench test sanitize lint format stub clean
+.PHONY: demo bench test diagnose-matrix sanitize lint format stub clean
 
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
@@ -19,6 +19,9 @@ bench: .venv/installed-lab       ## speed beside torch: operations, then trainin
 
 test: .venv/installed-test       ## the whole suite
 	$(BIN)/python -m pytest --numprocesses auto
+
+diagnose-matrix: .venv/installed-test  ## every cause injected into three networks, three seeds (20 minutes); WORKERS=8 for more
+	PYTHONPATH=tests $(BIN)/python tests/probes/diagnosis/matrix.py $(or $(WORKERS),2)
 
 lint: .venv/installed-lint       ## style and types
 	$(BIN)/ruff check src tests benchmarks

@@ -27,7 +27,7 @@ LAB_ORDER = [
     {"experiments"},
     {"page", "bench"},
     {"report"},
-    {"train_command", "compare_command", "claims_command"},
+    {"train_command", "compare_command", "claims_command", "diagnose_command"},
     {"cli"},
 ]
 EXPERIMENTS_ORDER = [
@@ -38,7 +38,7 @@ EXPERIMENTS_ORDER = [
     {"claims"},
 ]
 REPORT_ORDER = [
-    {"layers", "units", "wording"},
+    {"diagnosis", "layers", "units", "wording"},
     {"charts"},
     {"figures"},
     {"claims"},
@@ -82,6 +82,14 @@ PROBES_ORDER = [
     {"activations", "gradients", "running", "replay"},
     {"input_shift", "shift", "landscape", "surface"},
     {"choose"},
+    {"diagnosis"},
+]
+DIAGNOSIS_ORDER = [
+    {"batches", "result", "static"},
+    {"passes", "stepping", "watching"},
+    {"evidence"},
+    {"causes", "sides"},
+    {"diagnose"},
 ]
 INNER_ORDERS = {
     "data": DATA_ORDER,
@@ -164,6 +172,13 @@ def test_import_rules(path: Path) -> None:
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")
             if place[2] in NO_TORCH_IN_BENCH and top == "torch":
                 breach(line, name, "what plans a benchmark, or reads its results, needs no torch")
+        inside_room = place[:2] == inner[:2] == ["probes", "diagnosis"] and "__init__" not in place
+        if (
+            inside_room
+            and inner[2] != place[2]
+            and _rank(DIAGNOSIS_ORDER, inner[2]) >= _rank(DIAGNOSIS_ORDER, place[2])
+        ):
+            breach(line, name, f"inside probes/diagnosis the order is {DIAGNOSIS_ORDER}")
         for which, order in INNER_ORDERS.items():
             inside_room = place[:2] == inner[:2] == ["lab", which] and "__init__" not in place and inner[2] != place[2]
             # `from batchnorm.lab.models import residual` names a file; what a room shows to others it does not import.

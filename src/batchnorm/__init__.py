@@ -2,7 +2,8 @@
 
 Layers (``BatchNorm1d``, ``BatchNorm2d``, ``BatchNorm3d``), the function behind them (``functional.batch_norm``),
 and ``explain``, which says what computes them; ``convert`` and ``revert`` exchange the layers of a whole model for
-these and back, and ``recalibrate`` gives its layers the statistics of a whole data set. ``batchnorm.reference`` is
+these and back, and ``recalibrate`` gives its layers the statistics of a whole data set. ``diagnose`` says why a model
+is worse in eval mode than in training mode, ``watch`` warns while it trains. ``batchnorm.reference`` is
 the same in NumPy, to read and to test against; ``batchnorm.lab`` trains with and without batch normalization and shows
 the difference.
 """
@@ -17,6 +18,8 @@ from batchnorm.kernels.registry import explain as explain
 from batchnorm.nn import BatchNorm1d as BatchNorm1d
 from batchnorm.nn import BatchNorm2d as BatchNorm2d
 from batchnorm.nn import BatchNorm3d as BatchNorm3d
+from batchnorm.probes.diagnosis import diagnose as diagnose
+from batchnorm.probes.diagnosis import watch as watch
 from batchnorm.statistics.keys import key as key
 from batchnorm.statistics.policies import Batch as Batch
 from batchnorm.statistics.policies import Cumulative as Cumulative

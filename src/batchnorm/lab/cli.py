@@ -20,6 +20,8 @@ from batchnorm.lab.bench.config import BenchConfig
 from batchnorm.lab.claims_command import ClaimsConfig
 from batchnorm.lab.claims_command import run as run_claims
 from batchnorm.lab.compare_command import run as run_compare
+from batchnorm.lab.diagnose_command import DiagnoseCommand
+from batchnorm.lab.diagnose_command import run as run_diagnose
 from batchnorm.lab.errors import LabError, meant
 from batchnorm.lab.experiments.compare import CompareCommand
 from batchnorm.lab.train_command import TrainCommand, check_flags, first_to_say
@@ -35,8 +37,8 @@ BENCH_PIPE_WIDTH = 240  # the tables of bench are wide, and a pipe is for a file
 class ReportConfig:
     """Make the page, the tables and the figures of a directory, or of several runs of train.
 
-    A directory of train, compare or claims; or several runs of train: those that differ only in the seed are averaged
-    (with a band), others are compared; or several claims: a table, and a card for each.
+    A directory of train, compare, claims or diagnose; or several runs of train: those that differ only in the seed are
+    averaged (with a band), others are compared; or several claims: a table, and a card for each.
 
     Example: batchnorm report runs/train-* --out comparison
     """
@@ -77,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done; 1 a check found a mistake, a benchmark a wrong answer, or a claim does not hold
-        everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is gone.
+        Exit code: 0 done; 1 a check found a mistake, diagnose a cause, a benchmark a wrong answer, or a claim does not
+        hold everywhere; 2 bad input; 3 done, but a trial diverged; 130 interrupted; 141 the reader of the output is
+        gone.
     """
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
@@ -111,8 +114,12 @@ def _main(arguments: list[str]) -> int:
 
 def _report(config: ReportConfig) -> int:
     from batchnorm.lab.report import make_report  # matplotlib
+    from batchnorm.lab.report.diagnosis import FILE, make_diagnosis_page
     from batchnorm.lab.terminal import console
 
+    if len(config.directories) == 1 and (config.directories[0] / FILE).is_file():
+        _say(f"report: {make_diagnosis_page(config.directories[0])}")
+        return DONE
     report = make_report(config.directories, config.out)
     report.show(console())
     _say(f"\nreport: {report.page}")
@@ -178,6 +185,7 @@ COMMANDS = {
     "compare": Command(CompareCommand, run_compare),
     "train": Command(TrainCommand, run_train),
     "claims": Command(ClaimsConfig, run_claims),
+    "diagnose": Command(DiagnoseCommand, run_diagnose),
     "report": Command(ReportConfig, _report),
     "models": Command(ModelsConfig, _models),
     "check": Command(CheckConfig, _check),
@@ -185,7 +193,7 @@ COMMANDS = {
 }
 EXIT_CODES = {
     DONE: "done",
-    WRONG: "a mistake was found, a benchmark gave a wrong answer, or a claim does not hold or is inconclusive",
+    WRONG: "a mistake or cause was found, a benchmark gave a wrong answer, or a claim does not hold or is inconclusive",
     BAD_INPUT: "bad input, said in one line",
     DIVERGED: "done and reported, but a run diverged",
     INTERRUPTED: "interrupted by Ctrl-C; records are kept",

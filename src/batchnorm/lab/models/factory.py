@@ -90,6 +90,33 @@ def from_factory(model: str, given: Mapping[str, Any], options: Mapping[str, Any
     return network.train()
 
 
+def made_alone(model: str) -> nn.Module:
+    """Import a factory, call it without arguments, and return its network in training mode.
+
+    Parameters
+    ----------
+    model : str
+        ``package.module:factory``.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    LabError
+        There is no such module or factory, it raises, or needs arguments, or what it makes is no network.
+    """
+    factory = _load(model)
+    try:
+        network = factory()
+    except Exception as error:
+        raise LabError(f"{model} raised {_what(error)}; without data it was called with nothing") from error
+    if not isinstance(network, nn.Module):
+        raise LabError(f"{model} must return a torch.nn.Module; it returned {_kind(network)}")
+    return network.train()
+
+
 def _load(model: str) -> Callable[..., Any]:
     name, _, path = model.partition(":")
     if not name or not path:
