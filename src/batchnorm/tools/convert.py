@@ -10,8 +10,9 @@ from typing import Literal, TypeVar, overload
 from torch import nn
 
 from batchnorm.nn.batch_norm import EXTRAS
-from batchnorm.tools import blocks, fuse, swap
-from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
+from batchnorm.tools import fuse, swap
+from batchnorm.tools.graph import blocks
+from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,7 +61,7 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     >>> model, report = batchnorm.convert(model, report=True)
     >>> print(report)
-    name  what        reason
+    name  done        reason
     1     fused relu
     """
     require_module(model, "convert")
@@ -123,17 +124,21 @@ def revert(model: M, *, inplace: bool = False, report: bool = False) -> M | tupl
         rows = []
         for name, layer, others in normalizations(model):
             reason = swap.to_torch(layer)
-            rows.append(row(name, others, "swapped" if reason is None else LEFT_ALONE, reason or ""))
+            rows.append(Row(name, "swapped" if reason is None else LEFT_ALONE, reason or "", others))
     return (model, Report(tuple(rows))) if report else model
 
 
 def _row(
-    name: str, layer: nn.Module, others: list[str], refusal: str | None, outcomes: dict[nn.Module, tuple[str, str]]
+    name: str,
+    layer: nn.Module,
+    others: tuple[str, ...],
+    refusal: str | None,
+    outcomes: dict[nn.Module, tuple[str, str]],
 ) -> Row:
     if refusal is not None:
-        return row(name, others, LEFT_ALONE, refusal)
+        return Row(name, LEFT_ALONE, refusal, others)
     what, reason = outcomes.get(layer, ("", "no forward that could be traced calls it"))
-    return row(name, others, what or "swapped", reason)
+    return Row(name, what or "swapped", reason, others)
 
 
 @contextmanager

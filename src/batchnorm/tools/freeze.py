@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from batchnorm.statistics.policies import BATCH, Frozen, Keyed, Policy
 from batchnorm.tools import swap
-from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
+from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module, require_normalization
 
 M = TypeVar("M", bound=nn.Module)
@@ -93,7 +93,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> frozen, report = batchnorm.freeze(model, report=True)
     >>> print(report)
-    name  what    reason
+    name  done    reason
     1     frozen  exchanged for this package's layer
     >>> y = frozen.train()(torch.randn(4, 3, 6, 6))
     >>> frozen[1].num_batches_tracked, type(batchnorm.unfreeze(frozen)[1])
@@ -109,7 +109,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     for name, layer, others in found:
         reason = _refusal(layer)
         if reason is not None:
-            rows.append(row(name, others, LEFT_ALONE, reason))
+            rows.append(Row(name, LEFT_ALONE, reason, others))
             if _moves(layer):
                 moving.append(f"{name or 'the model'} ({reason})")
             continue
@@ -166,7 +166,7 @@ def unfreeze(model: M, *, inplace: bool = False, report: bool = False) -> M | tu
     for name, layer, others in normalizations(model):
         kept = _kept(layer)
         if kept is None:
-            rows.append(row(name, others, LEFT_ALONE, "freeze did not freeze it"))
+            rows.append(Row(name, LEFT_ALONE, "freeze did not freeze it", others))
             continue
         for parameter in kept.learned:
             layer.get_parameter(parameter).requires_grad_(True)
@@ -175,11 +175,11 @@ def unfreeze(model: M, *, inplace: bool = False, report: bool = False) -> M | tu
             reason = swap.to_torch(layer)
         else:
             layer.statistics, reason = kept.former, None
-        rows.append(row(name, others, "unfrozen", reason or ""))
+        rows.append(Row(name, "unfrozen", reason or "", others))
     return (model, Report(tuple(rows))) if report else model
 
 
-def _freeze(name: str, layer: Any, others: list[str], learned: tuple[str, ...]) -> Row:
+def _freeze(name: str, layer: Any, others: tuple[str, ...], learned: tuple[str, ...]) -> Row:
     """Freeze one layer that can be frozen."""
     exchanged = not swap.is_ours(layer)
     if exchanged:
@@ -189,7 +189,7 @@ def _freeze(name: str, layer: Any, others: list[str], learned: tuple[str, ...]) 
     layer.statistics = dataclasses.replace(former, each=kept) if isinstance(former, Keyed) else kept
     for parameter in learned:
         layer.get_parameter(parameter).requires_grad_(False)
-    return row(name, others, "frozen", "exchanged for this package's layer" if exchanged else "")
+    return Row(name, "frozen", "exchanged for this package's layer" if exchanged else "", others)
 
 
 def _kept(layer: nn.Module) -> Thawable | None:

@@ -12,7 +12,9 @@ from typing import Any
 from torch import fx, nn
 
 from batchnorm.nn.batch_norm import EXTRAS
-from batchnorm.tools import blocks, patterns, swap, trace
+from batchnorm.tools import patterns, swap
+from batchnorm.tools.graph import blocks, trace
+from batchnorm.tools.graph.classes import original_class
 from batchnorm.tools.walk import has_hooks
 
 #: Have no forward of their own: their children belong to the module that holds them.
@@ -156,16 +158,14 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     conditions = [
         blocks.Condition(
             tuple(path.split(".")) if path else (),
-            blocks.original_class(inner) if path else None,
+            original_class(inner) if path else None,
             tuple(one.reads[path].items()),
             tuple(inner._modules),  # noqa: SLF001  # its names, among them those that are None
         )
         for path, inner in one.traced.items()
     ]
     conditions += [
-        blocks.Condition(
-            tuple(path.split(".")), blocks.original_class(module.get_submodule(path)), tuple(reads.items()), None
-        )
+        blocks.Condition(tuple(path.split(".")), original_class(module.get_submodule(path)), tuple(reads.items()), None)
         for path, reads in one.reads.items()
         if reads and path not in one.traced
     ]
@@ -175,7 +175,7 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     ]
     if not found:
         return None
-    return blocks.FusedPath(one.graph, one.inputs, one.defaults, one.kind, tuple(conditions))
+    return blocks.FusedPath(one.graph, one.inputs, one.defaults, one.kind, tuple(conditions), paths_of)
 
 
 def _rewrite(graph: fx.Graph, chain: patterns.Chain) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from batchnorm.tools import activations, swap, trace
+from batchnorm.tools import swap
+from batchnorm.tools.graph import activations, trace
 from batchnorm.tools.walk import has_hooks
 
 _ADDS = (operator.add, trace.IN_PLACE["iadd"], torch.add)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own habit
 
 from batchnorm.kernels.activations import LEAKY_SLOPE
-from batchnorm.tools import trace
+from batchnorm.tools.graph import trace
 
 MODULES: dict[type, str] = {
     nn.ReLU: "relu",

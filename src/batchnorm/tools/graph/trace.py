@@ -8,7 +8,6 @@ be traced through, so a trace sees little more than the forward of one class.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import enum
 import inspect
@@ -18,7 +17,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from batchnorm.tools.blocks import original_class
+from batchnorm.tools.graph.classes import original_class
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, type)
@@ -118,6 +117,11 @@ def _other_mode(modules: list[nn.Module]) -> Iterator[None]:
 class _Proxy(fx.Proxy):
     """A value of the forward, with operations in place."""
 
+    @property  # type: ignore[misc]  # object's can be written, too
+    def __class__(self) -> type:  # what isinstance looks at, after the type
+        asked: _Questions | None = getattr(self.tracer, "questions", None)
+        return type(self) if asked is None else asked.answer(self)
+
 
 def _in_place(name: str) -> Callable[[Any, Any], Any]:
     apply = getattr(operator, name)
@@ -151,6 +155,7 @@ class _Tracer(fx.Tracer):
         self.through = list(through)
         self.kind = kind
         self.asked = False
+        self.questions = _Questions(self)
         self.inputs: tuple[str, ...] = ()
         self.defaults: dict[str, Any] = {}
 
@@ -163,7 +168,7 @@ class _Tracer(fx.Tracer):
         reads: dict[str, dict[str, Any]] = {path: {} for path in watched}
         self.ambient = _ambient()
         try:
-            with _recording(watched, reads), _OnlyProxies(), _no_random_numbers(), _asked_for_types(self):
+            with _recording(watched, reads), _OnlyProxies(), _no_random_numbers(), self.questions:
                 graph = self.trace(module)
         except TraceError:
             raise
@@ -230,34 +235,42 @@ class _OnlyProxies(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def _asked_for_types(tracer: _Tracer) -> Iterator[None]:
-    """Answer isinstance for the values of a forward, and refuse functions with a backward pass of their own.
+class _Questions:
+    """Answers isinstance for the values of a forward, and refuses functions with a backward pass of their own.
 
-    The builtin is exchanged for the time of a trace, as torch.fx exchanges the call of a module. A proxy that claimed
-    to be a tensor by its ``__class__`` would be believed by C++, too.
+    A proxy answers by its ``__class__``, but torch's C++ would believe that too, and take the proxy for a tensor. So a
+    profile function, which belongs to one thread, tells the calls of ``isinstance`` from all others.
     """
-    builtin, apply = isinstance, torch.autograd.Function.__dict__["apply"]
 
-    def answer(value: Any, kinds: Any) -> bool:
-        if type(value) is _Proxy:
-            asking = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a caller
-            if not asking.startswith(_ASK_ABOUT_PROXIES):
-                return issubclass(tracer.type_of(value.node), kinds)
-        return builtin(value, kinds)
+    def __init__(self, tracer: _Tracer) -> None:
+        self._tracer = tracer
+        self._asking: str | None = None  # the module of the caller of isinstance, during its call
 
-    def refuse(cls: type, *_: Any, **__: Any) -> None:
-        raise TraceError(f"it applies {cls.__name__}, whose backward pass a graph would lose")
+    def answer(self, proxy: _Proxy) -> type:
+        asking = self._asking
+        if asking is None or asking.startswith(_ASK_ABOUT_PROXIES):
+            return type(proxy)
+        return self._tracer.type_of(proxy.node)
 
-    builtins.isinstance = answer
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment, method-assign]  # put back below
-    try:
-        yield
-    finally:
-        builtins.isinstance = builtin
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
+        if arg is isinstance:
+            self._asking = frame.f_globals.get("__name__", "") if event == "c_call" else None
+        elif event == "call" and frame.f_code is _APPLY:
+            name = frame.f_locals["cls"].__name__
+            raise TraceError(f"it applies {name}, whose backward pass a graph would lose")
+
+    def __enter__(self) -> None:
+        self._former = sys.getprofile()
+        sys.setprofile(self._see)
+
+    def __exit__(self, *_: Any) -> None:
+        enable = getattr(self._former, "enable", None)  # a profiler in C, before Python 3.12
+        sys.setprofile(None if enable else self._former)
+        if enable:
+            enable()
 
 
+_APPLY = torch.autograd.Function.__dict__["apply"].__func__.__code__
 _ASK_ABOUT_PROXIES = ("torch.fx", "torch.overrides", "torch.nn.parameter", "torch.utils._pytree", __name__)
 
 
