@@ -75,13 +75,13 @@ MODELS_ORDER = [
     {"building"},
 ]
 TOOLS_ORDER = [
-    {"walk", "report", "swap", "preserve"},
+    {"copies", "walk", "report", "swap", "preserve"},
     {"graph"},
-    {"patterns", "transactions", "masked", "freeze", "merge", "recalibrate"},
-    {"fuse"},
-    {"convert"},
+    {"affine", "linear", "patterns", "transactions", "masked", "freeze", "merge", "recalibrate"},
+    {"certificate", "fuse"},
+    {"convert", "fold"},
 ]
-GRAPH_ORDER = [{"classes"}, {"trace", "blocks"}, {"activations"}]
+GRAPH_ORDER = [{"classes"}, {"trace", "blocks"}, {"activations", "dataflow"}]
 PROBES_ORDER = [
     {"probe", "saturation"},
     {"samples"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar, overload
@@ -11,6 +10,7 @@ from torch import nn
 
 from batchnorm.nn.batch_norm import EXTRAS
 from batchnorm.tools import fuse, swap
+from batchnorm.tools.copies import copied
 from batchnorm.tools.graph import blocks
 from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module
@@ -65,7 +65,7 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
     1     fused relu
     """
     require_module(model, "convert")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     with _all_or_nothing(model):
         found = normalizations(model)
         refusals = {layer: None if swap.is_ours(layer) else swap.to_ours(layer) for _, layer, _ in found}
@@ -117,7 +117,7 @@ def revert(model: M, *, inplace: bool = False, report: bool = False) -> M | tupl
     <class 'torch.nn.modules.batchnorm.BatchNorm1d'>
     """
     require_module(model, "revert")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     with _all_or_nothing(model):
         for module in model.modules():
             blocks.uninstall(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import Any, Literal, TypeVar, overload
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from batchnorm.statistics.policies import BATCH, Frozen, Keyed, Policy
 from batchnorm.tools import swap
+from batchnorm.tools.copies import copied
 from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module, require_normalization
 
@@ -101,7 +101,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     """
     require_module(model, "freeze")
     require_normalization(model, "freeze")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     found = normalizations(model)
     # All of them before the first one changes: layers may share a parameter.
     learned = {layer: _learning(layer) if affine else () for _, layer, _ in found}
@@ -160,7 +160,7 @@ def unfreeze(model: M, *, inplace: bool = False, report: bool = False) -> M | tu
     """
     require_module(model, "unfreeze")
     require_normalization(model, "unfreeze")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     rows = []
     layer: Any
     for name, layer, others in normalizations(model):

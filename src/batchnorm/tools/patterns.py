@@ -125,7 +125,7 @@ def _take(root: nn.Module, chain: Chain, value: fx.Node, user: fx.Node) -> Chain
         return _LEAVES
     if _is_add(user) and chain.residual is None:
         return _take_add(chain, value, user)
-    if user.args[:1] != (value,) or value in _nodes((user.args[1:], user.kwargs)):
+    if user.args[:1] != (value,) or value in nodes_in((user.args[1:], user.kwargs)):
         return f"followed by {describe(root, user)}"
     if user.op != "call_module":
         found = activations.of_call(user)
@@ -232,7 +232,8 @@ def _module(root: nn.Module, node: fx.Node) -> Any:
     return root.get_submodule(str(node.target))
 
 
-def _nodes(arg: Any) -> list[fx.Node]:
+def nodes_in(arg: Any) -> list[fx.Node]:
+    """Return every node in nested arguments, as often as it is there."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(arg) if isinstance(leaf, fx.Node)]  # noqa: SLF001
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from batchnorm.statistics import across
 from batchnorm.statistics.policies import Frozen, Keyed
 from batchnorm.statistics.population import Population
 from batchnorm.tools import preserve
+from batchnorm.tools.copies import copied
 from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module
 
@@ -182,7 +182,7 @@ def recalibrate(
     """
     require_module(model, "recalibrate")
     _check(model, loader, batches, variance, mode, prior, tolerance)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     found = normalizations(model)
     if not found:
         raise ValueError(

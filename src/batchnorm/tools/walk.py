@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+_STATISTICS = {"running_mean", "running_var"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -30,12 +31,12 @@ def require_normalization(model: nn.Module, verb: str) -> None:
 def normalizations(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]]:
     """Return first name, module and further names of everything that is batch normalization, or looks like it.
 
-    By type where torch's own classes are the ancestors (instance normalization is one of them), else by the name of
-    its class, which is how frozen, quantized and scripted layers are found.
+    By type where torch's own classes are the ancestors (instance normalization is one of them), else by the running
+    statistics in its buffers or the name of its class, which is how frozen, quantized and scripted layers are found.
     """
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _NormBase) or _named_like_one(module):
+        if isinstance(module, _NormBase) or module._buffers.keys() >= _STATISTICS or _named_like_one(module):  # noqa: SLF001
             names.setdefault(module, []).append(name)
     return [(first, module, tuple(others)) for module, (first, *others) in names.items()]
 

@@ -15,7 +15,7 @@ import operator
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
@@ -29,6 +29,7 @@ from batchnorm.tools.graph.classes import original_class
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, type)
+_CONTAINERS = (list, set, dict)
 _BOOKKEEPING = frozenset({**vars(nn.Module()), **vars(nn.Module)}) - {"training"}
 
 
@@ -94,12 +95,36 @@ def traces(module: nn.Module, through: Collection[nn.Module] = ()) -> list[Trace
             return first
 
 
-def _traces(module: nn.Module, through: Collection[nn.Module]) -> list[Trace]:
-    tracer = _Tracer(through, Tensor)
+def dataflow(module: nn.Module, through: Collection[nn.Module] = ()) -> list[Trace]:
+    """Trace ``module`` in its mode only, to see which module's output goes where; the graphs cannot be run.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its forward is traced.
+    through : collection of nn.Module
+        The modules inside it that are traced through.
+
+    Returns
+    -------
+    list of Trace
+        For tensors, and for lists where that matters. Of what the forward computes without its inputs nothing is kept,
+        and ``reads`` holds names only.
+
+    Raises
+    ------
+    TraceError
+        The calls depend on values, or the forward sets attributes.
+    """
+    return _traces(module, through, to_run=False)
+
+
+def _traces(module: nn.Module, through: Collection[nn.Module], to_run: bool = True) -> list[Trace]:
+    tracer = _Tracer(through, Tensor, to_run)
     found = [tracer.record(module)]
     if tracer.asked:
         with suppress(TraceError):
-            found.append(_Tracer(through, list).record(module))
+            found.append(_Tracer(through, list, to_run).record(module))
     return found
 
 
@@ -150,9 +175,10 @@ for _name, _function in IN_PLACE.items():
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, through: Collection[nn.Module], kind: type) -> None:
+    def __init__(self, through: Collection[nn.Module], kind: type, to_run: bool) -> None:
         super().__init__()
-        self.through = list(through)
+        self.through = set(through)
+        self.to_run = to_run
         self.kind = kind
         self.asked = False
         self.questions = _Questions(self)
@@ -168,7 +194,8 @@ class _Tracer(fx.Tracer):
         reads: dict[str, dict[str, Any]] = {path: {} for path in watched}
         self.ambient = _ambient()
         try:
-            with _recording(watched, reads), _OnlyProxies(), _no_random_numbers(), self.questions:
+            only_proxies = _OnlyProxies() if self.to_run else nullcontext()
+            with _recording(watched, reads, self.to_run), only_proxies, _no_random_numbers(self.to_run), self.questions:
                 graph = self.trace(module)
         except TraceError:
             raise
@@ -189,14 +216,14 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  # torch.fx's names
-        return not any(m is other for other in self.through)
+        return m not in self.through
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for p in parameters:
             if p.default is not p.empty:
-                if not _is_constant(p.default):
+                if self.to_run and not _is_constant(p.default):
                     raise TraceError(f"the default of its argument {p.name} is not a constant")
                 self.defaults[p.name] = p.default
             elif p.kind in positional:
@@ -206,12 +233,14 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _ambient() != self.ambient:
+        if self.to_run and _ambient() != self.ambient:
             raise TraceError("it works under another setting of autograd or autocast than its caller")
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            if not self.to_run:
+                return None  # fx would keep the tensor in the module
             raise TraceError("it uses a tensor that is neither an input, a parameter nor a buffer")
         return super().create_arg(a)
 
@@ -275,13 +304,14 @@ _ASK_ABOUT_PROXIES = ("torch.fx", "torch.overrides", "torch.nn.parameter", "torc
 
 
 @contextmanager
-def _no_random_numbers() -> Iterator[None]:
+def _no_random_numbers(refuse: bool) -> Iterator[None]:
     """Raise TraceError if Python's or NumPy's were drawn, and put them back; torch's are refused when drawn."""
     states: tuple[Any, Any] = random.getstate(), np.random.get_state()  # noqa: NPY002  # what users draw from
     try:
         yield
         drawn: Any = np.random.get_state()  # noqa: NPY002
-        if random.getstate() != states[0] or any(np.any(a != b) for a, b in zip(drawn, states[1], strict=True)):
+        changed = any(np.any(a != b) for a, b in zip(drawn, states[1], strict=True))
+        if refuse and (changed or random.getstate() != states[0]):
             raise TraceError("it draws random numbers")
     finally:
         random.setstate(states[0])
@@ -289,21 +319,24 @@ def _no_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> Iterator[None]:
+def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]], to_run: bool) -> Iterator[None]:
     """Give each module a class that notes what is read from the object, and refuses what is written to it."""
     former = {path: type(module) for path, module in traced.items()}
     try:
         for path, module in traced.items():
-            object.__setattr__(module, "__class__", _recorder(original_class(module), reads[path]))
+            object.__setattr__(module, "__class__", _recorder(original_class(module), reads[path], to_run))
         yield
     finally:
         for path, module in traced.items():
             object.__setattr__(module, "__class__", former[path])
 
 
-def _recorder(cls: type, reads: dict[str, Any]) -> type:
+def _recorder(cls: type, reads: dict[str, Any], to_run: bool) -> type:
     def note(name: str, value: Any) -> Any:
         if not _is_constant(value):
+            if not to_run:
+                reads[name] = copy.copy(value) if isinstance(value, _CONTAINERS) else value
+                return value
             raise TraceError(f"it reads self.{name}, a {type(value).__name__}, whose changes could not be seen")
         reads[name] = value if isinstance(value, _BY_IDENTITY) else copy.deepcopy(value)
         return value
@@ -335,11 +368,20 @@ def _put_back(modules: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -
     for path, values in reads.items():
         for name, former in values.items():
             container: Any = getattr(modules[path], name)
-            if container != former:
+            if isinstance(container, _CONTAINERS) and not _same(container, former):
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(former)
                 changed.append(name)
     return changed
+
+
+def _same(container: Any, former: Any) -> bool:
+    if _is_constant(former):
+        return bool(container == former)
+    return len(container) == len(former) and all(
+        a is b and (not isinstance(container, dict) or container[a] is former[a])
+        for a, b in zip(container, former, strict=True)
+    )
 
 
 def _is_constant(value: Any) -> bool:
