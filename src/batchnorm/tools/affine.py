@@ -49,7 +49,7 @@ def affine(layer: nn.Module, rank: int) -> Affine | str:
     and perhaps ``weight``, ``bias`` and ``eps``, compute with them as batch normalization does in evaluation, and then
     call their children. A copy in float64 is run on random values of this rank and must agree.
     """
-    reason = _refusal(layer)
+    reason = obstacle(layer)
     if reason:
         return reason
     tensors = {name: _float64(getattr(layer, name, None)) for name in ("running_mean", "running_var", "weight", "bias")}
@@ -71,7 +71,8 @@ def affine(layer: nn.Module, rank: int) -> Affine | str:
     return found if _behaves(layer, found, rank) else "its forward computes something else than stored statistics say"
 
 
-def _refusal(layer: Any) -> str | None:
+def obstacle(layer: Any) -> str | None:
+    """Return why nothing can be known of a normalization, or None."""
     if isinstance(layer, torch.jit.ScriptModule):
         return "it is compiled by TorchScript"
     if isinstance(layer, nn.modules.batchnorm._LazyNormBase):  # noqa: SLF001  # the only name of what they share

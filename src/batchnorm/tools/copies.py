@@ -17,4 +17,7 @@ def copied(model: M) -> M:
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+        for buffer in module.buffers(recurse=False):
+            if isinstance(buffer, nn.UninitializedBuffer):
+                memo[id(buffer)] = nn.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # its stub lacks them
     return copy.deepcopy(model, memo)

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own habit
 
 from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.tools import certificate, linear, preserve, swap
-from batchnorm.tools.affine import Affine, affine, applied
+from batchnorm.tools.affine import Affine, affine, applied, obstacle
 from batchnorm.tools.copies import copied
 from batchnorm.tools.graph import blocks
 from batchnorm.tools.graph.dataflow import is_observed, regions
@@ -357,7 +357,8 @@ class _Fold:
             for name, child in parent._modules.items():  # noqa: SLF001  # its places, shared ones too
                 if child is not None:
                     self.places.setdefault(child, []).append((parent, name))
-        found = regions(model, self.layers)
+        leaves = {m for m in model.modules() if isinstance(m, linear.KINDS) and self.layers.isdisjoint(m.modules())}
+        found = regions(model, self.layers | leaves)
         self.calls: dict[nn.Module, _Calls] = {}
         self.hidden: dict[nn.Module, str] = {}
         for module, error in reversed(found.opaque.items()):
@@ -566,6 +567,9 @@ class _Fold:
     # What both need.
 
     def _callable(self, layer: nn.Module) -> list[tuple[nn.Module, fx.Node]]:
+        reason = obstacle(layer)
+        if reason:
+            raise _No(reason)
         if is_observed(layer):
             raise _No("it has hooks, or a forward of this object, which see its output")
         known = self._of(layer)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-_STATISTICS = {"running_mean", "running_var"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -36,9 +35,13 @@ def normalizations(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ..
     """
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _NormBase) or module._buffers.keys() >= _STATISTICS or _named_like_one(module):  # noqa: SLF001
+        if isinstance(module, _NormBase) or _holds_statistics(module) or _named_like_one(module):
             names.setdefault(module, []).append(name)
     return [(first, module, tuple(others)) for module, (first, *others) in names.items()]
+
+
+def _holds_statistics(module: nn.Module) -> bool:
+    return all(name in module._buffers for name in ("running_mean", "running_var"))  # noqa: SLF001  # its own
 
 
 def _named_like_one(module: nn.Module) -> bool:
