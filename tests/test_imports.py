@@ -27,7 +27,7 @@ LAB_ORDER = [
     {"experiments"},
     {"page", "bench"},
     {"report"},
-    {"train_command", "compare_command", "claims_command"},
+    {"train_command", "compare_command", "claims_command", "fold_command"},
     {"cli"},
 ]
 EXPERIMENTS_ORDER = [
@@ -80,6 +80,7 @@ TOOLS_ORDER = [
     {"affine", "linear", "patterns", "transactions", "masked", "freeze", "merge", "recalibrate"},
     {"certificate", "fuse"},
     {"convert", "fold"},
+    {"program"},
 ]
 GRAPH_ORDER = [{"classes"}, {"trace", "blocks"}, {"activations", "dataflow"}]
 PROBES_ORDER = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -20,4 +21,6 @@ def copied(model: M) -> M:
         for buffer in module.buffers(recurse=False):
             if isinstance(buffer, nn.UninitializedBuffer):
                 memo[id(buffer)] = nn.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]  # its stub lacks them
-    return copy.deepcopy(model, memo)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # exported modules hold them
+        return copy.deepcopy(model, memo)

@@ -28,7 +28,8 @@ M = TypeVar("M", bound=nn.Module)
 EXACT = 1e-8
 _DROPOUTS = nn.modules.dropout._DropoutNd  # noqa: SLF001  # the only name of what they share
 _DROPOUT_FUNCTIONS = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
+    *(torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default, torch.ops.aten.alpha_dropout.default),
 }
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

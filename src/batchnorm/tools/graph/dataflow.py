@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import fx, nn
 
 from batchnorm.tools.graph import trace
 from batchnorm.tools.graph.classes import original_class
@@ -55,6 +55,12 @@ def is_observed(module: nn.Module) -> bool:
 
 def _trace(module: nn.Module, leaves: set[nn.Module], found: Regions) -> set[nn.Module]:
     """Trace a module as a region of its own, and return what was traced through; empty if it is opaque."""
+    if isinstance(module, fx.GraphModule):  # its graph is there; modules in it that are not leaves have their own
+        found.traces[module] = [trace.Trace(module.graph, (), {}, None, {"": module}, {})]
+        for child in callees(module):
+            if child not in leaves and _is_entered(child):
+                _trace(child, leaves, found)
+        return set()
     inside = _inside(module, leaves)
     if "forward" in module.__dict__:
         found.opaque[module] = "its forward was replaced on the object"
@@ -89,7 +95,8 @@ def _trace(module: nn.Module, leaves: set[nn.Module], found: Regions) -> set[nn.
 def _inside(module: nn.Module, leaves: set[nn.Module]) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for child in callees(module):
-        if child not in leaves and _is_entered(child) and not is_observed(child):
+        graph = isinstance(child, fx.GraphModule)
+        if child not in leaves and _is_entered(child) and not is_observed(child) and not graph:
             found |= {child} | _inside(child, leaves)
     return found
 
