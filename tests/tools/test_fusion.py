@@ -60,6 +60,13 @@ FUSED = {
     },
     "hand-made swish": (lambda: zoo.ConvNorm(3, 4, zoo.Swish()), {"bn": "fused silu"}),
     "hand-made hardswish": (lambda: zoo.ConvNorm(3, 4, zoo.HandMadeHardswish()), {"bn": "fused hardswish"}),
+    "wrapped silu": (lambda: zoo.ConvNorm(3, 4, zoo.Wraps(F.silu)), {"bn": "fused silu"}),
+    "wrapped gelu": (lambda: zoo.ConvNorm(3, 4, zoo.Wraps(F.gelu)), {"bn": "fused gelu"}),
+    "dropout of nothing": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.0), nn.ReLU()),
+        {"0": "fused relu"},
+    ),
+    "configuration": (zoo.Configured, {"bn": "fused relu"}),
     "untraceable": (
         zoo.Untraceable,
         {
@@ -144,6 +151,7 @@ NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "changed input": (zoo.ChangedInput, "its input might be changed by .mul_()"),
     "changed input in place": (zoo.ChangedInputInPlace, "its input might be changed by imul"),
     "added in place": (zoo.AddedInPlace, "it is added in place to another tensor"),
+    "a configuration in a condition": (lambda: zoo.Configured(whole=True), "it uses a Configuration"),
     "an object": (lambda: _with(zoo.After(nn.ReLU()), after=_Callable()), "it reads self.after, a _Callable"),
 }
 
@@ -267,6 +275,30 @@ def test_attributes_and_arguments_that_a_forward_reads_may_change() -> None:
         converted(x, other=1)
     with pytest.raises(TypeError, match="missing"):
         converted()
+
+
+def test_a_configuration_that_changes_is_seen() -> None:
+    model = settle(zoo.Configured())
+    converted = batchnorm.convert(model)
+    assert runs_fused(converted) == 1
+    for one in (model, converted):
+        one.config.padding = True
+    assert runs_fused(converted) == 0
+    check(model, converted)
+    for one in (model, converted):
+        one.config = zoo.Configuration()
+        one.config.label = "another name, which no forward reads"
+    assert runs_fused(converted) == 1
+    check(model, converted)
+
+
+def test_a_dropout_that_begins_to_drop() -> None:
+    model = settle(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.0), nn.ReLU()))
+    converted = batchnorm.convert(model)
+    for one in (model, converted):
+        one[1].p = 0.5
+    assert runs_fused(converted) == 0
+    check(model, converted)
 
 
 def test_attributes_of_the_layer_that_a_forward_asks_for() -> None:

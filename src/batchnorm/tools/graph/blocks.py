@@ -59,7 +59,7 @@ class Condition:
             return False
         if self.children is not None and tuple(module._modules) != self.children:  # noqa: SLF001  # as above
             return False
-        return all(getattr(module, name, _MISSING) == value for name, value in self.reads)
+        return all(value == getattr(module, name, _MISSING) for name, value in self.reads)
 
 
 _MISSING = object()

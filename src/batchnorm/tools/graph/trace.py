@@ -203,6 +203,8 @@ class _Tracer(fx.Tracer):
             first_line = str(error).strip().partition("\n")[0]
             raise TraceError(f"{type(error).__name__}: {first_line}") from error
         finally:
+            for values in reads.values():
+                values.update({k: v.values() for k, v in values.items() if type(v) is _Attributes})
             changed = _put_back(watched, reads)
         if changed:
             raise TraceError(f"it changes self.{changed[0]}")
@@ -333,6 +335,8 @@ def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]], t
 
 def _recorder(cls: type, reads: dict[str, Any], to_run: bool) -> type:
     def note(name: str, value: Any) -> Any:
+        if to_run and _has_attributes(value):
+            return reads.setdefault(name, _Attributes(value))
         if not _is_constant(value):
             if not to_run:
                 reads[name] = copy.copy(value) if isinstance(value, _CONTAINERS) else value
@@ -362,13 +366,51 @@ def _recorder(cls: type, reads: dict[str, Any], to_run: bool) -> type:
     return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
+class _Attributes:
+    """Stands for an object, such as a configuration, while a forward reads its attributes, and notes them."""
+
+    def __init__(self, value: Any) -> None:
+        self.__dict__.update(_value=value, _reads={})
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._value, name)
+        if not _is_constant(value):
+            raise TraceError(f"it reads the attribute {name} of a {type(self._value).__name__}, which is no constant")
+        self._reads[name] = copy.deepcopy(value)
+        return value
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TraceError(f"it uses a {type(self._value).__name__}, whose changes could not be seen")
+
+    __setattr__ = __bool__ = __eq__ = _refuse
+    __hash__ = None  # type: ignore[assignment]  # as that of any object with an equality of its own
+
+    def values(self) -> _Values:
+        """Return what was read."""
+        return _Values(self._reads)
+
+
+class _Values(dict[str, Any]):
+    """Attributes; it equals every object that has the same ones."""
+
+    def __eq__(self, other: object) -> bool:
+        return all(getattr(other, name, self) == value for name, value in self.items())
+
+    __hash__ = None
+
+
+def _has_attributes(value: Any) -> bool:
+    others = (Tensor, nn.Module, enum.Enum, tuple, frozenset, *_CONTAINERS, *_CONSTANTS)
+    return hasattr(value, "__dict__") and not isinstance(value, others) and not callable(value)
+
+
 def _put_back(modules: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> list[str]:
     """Undo what a trace did to lists, sets and dicts, and name the attributes that held them."""
     changed = []
     for path, values in reads.items():
         for name, former in values.items():
             container: Any = getattr(modules[path], name)
-            if isinstance(container, _CONTAINERS) and not _same(container, former):
+            if isinstance(former, _CONTAINERS) and type(former) is not _Values and not _same(container, former):
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(former)
                 changed.append(name)
