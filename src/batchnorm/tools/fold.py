@@ -461,16 +461,19 @@ class _Fold:
         """Return the call of the layer that makes the input, if nothing else uses it."""
         value = _input(node)
         while isinstance(value, fx.Node):
+            through = self._is_identity(root, value)
+            if not through and not self._is_linear(root, value):
+                break
             times = sum(nodes_in((user.args, user.kwargs)).count(value) for user in value.users)
             if times != 1:
                 raise _No(f"its input, {_described(root, value)}, is used {times} times")
-            if self._is_identity(root, value):
-                value = _input(value)
-                continue
-            if value.op == "call_module" and isinstance(root.get_submodule(str(value.target)), linear.KINDS):
+            if not through:
                 return root, value
-            break
+            value = _input(value)
         raise _No(f"it follows {_described(root, value)}")
+
+    def _is_linear(self, root: nn.Module, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), linear.KINDS)
 
     # Into the layer after.
 
