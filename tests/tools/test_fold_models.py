@@ -155,6 +155,19 @@ class ReadsWeight(Branch):
         return self.bn(self.conv(x)) * self.conv.weight.mean()
 
 
+class Listed(Branch):
+    """Calls its layers from a list, in which a replacement would not be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = [self.conv, self.bn]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.order:
+            x = layer(x)
+        return x
+
+
 class AsksDtype(Branch):
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x.to(self.conv.weight.dtype)))
@@ -176,6 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "something between": (Between, "it follows .mul()"),
     "read": (Reads, "a forward reads its eps"),
     "weight read": (ReadsWeight, "a forward reads the weight of conv"),
+    "in a list": (Listed, "a forward takes it from order, where it is not registered"),
     "hooks": (lambda: _with(lambda m: m.bn.register_forward_hook(lambda *_: None)), "it has hooks"),
     "hooks of the layer": (lambda: _with(lambda m: m.conv.register_forward_hook(lambda *_: None)), "has hooks"),
     "training": (lambda: _with(lambda m: m.bn.train()), "it is in training mode"),

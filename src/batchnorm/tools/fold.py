@@ -201,9 +201,9 @@ def fold(
 
     Notes
     -----
-    New weights are computed in float64 and rounded once to the dtype of the layer. The model that comes out is for
-    evaluation, and takes calls with the optional arguments of its forward at their defaults. If an exception occurs,
-    the model is as it was.
+    New weights are computed in float64 and rounded once to the dtype of the layer; errors are measured on the CPU.
+    The model that comes out is for evaluation, and takes calls with the optional arguments of its forward at their
+    defaults. If an exception occurs, the model is as it was.
 
     References
     ----------
@@ -362,6 +362,7 @@ class _Fold:
         found = regions(model, self.layers | leaves)
         self.calls: dict[nn.Module, _Calls] = {}
         self.hidden: dict[nn.Module, str] = {}
+        self.held: dict[nn.Module, str] = {}
         for module, error in reversed(found.opaque.items()):
             reason = f"the forward of {self.names[module] or type(module).__name__} cannot be traced ({error})"
             self.hidden |= dict.fromkeys(module.modules(), reason)
@@ -398,6 +399,10 @@ class _Fold:
                 self._of(root.get_submodule(path)).reads.add(name)
         for path, values in reads.items():
             self._of(root.get_submodule(path)).reads.update(values.keys() - {"training"})
+            for name, value in values.items():
+                for leaf in torch.utils._pytree.tree_leaves(value):  # noqa: SLF001  # lists, tuples and dicts
+                    if isinstance(leaf, nn.Module) and leaf in self.layers:
+                        self.held[leaf] = f"{path}.{name}".lstrip(".")
 
     def _of(self, module: nn.Module) -> _Calls:
         return self.calls.setdefault(module, _Calls())
@@ -449,7 +454,7 @@ class _Fold:
         x = self._probe(before)
 
         def former(x: Tensor) -> Tensor:
-            return _normalized(layer, found, before(x))
+            return _normalized(_on_cpu(layer), found, _on_cpu(before)(x))
 
         rest = self._rest(layer, found, calls, before)
         bound = certificate.of_linear_then_affine(before, found, _largest(x))
@@ -506,7 +511,7 @@ class _Fold:
         x = self._probe(layer if self.seen else after)
 
         def former(x: Tensor) -> Tensor:
-            y: Tensor = after(_normalized(layer, found, x))
+            y: Tensor = _on_cpu(after)(_normalized(_on_cpu(layer), found, x))
             return y
 
         bound = certificate.of_affine_then_linear(found, after, _largest(x))
@@ -550,11 +555,14 @@ class _Fold:
             second.mean, scale, second.bias + second.scale * first.shift - second.mean * (second.scale - scale)
         )
         invstd = (after.running_var.detach().cpu().double() + getattr(after, "eps", 1e-5)).rsqrt()
-        x = self._probe(layer) if self.seen else torch.randn((2, len(scale), 3, 2, 2)[:rank]).to(after.running_mean)
-        expected = _normalized(after, second, _normalized(layer, first, x))
+        shape = (2, len(scale), 3, 2, 2)[:rank]
+        x = self._probe(layer) if self.seen else torch.randn(shape).to(after.running_mean.dtype)
+        alone = _on_cpu(after)
+        expected = _normalized(alone, second, _normalized(_on_cpu(layer), first, x))
         tensors = {"weight": (scale / invstd).to(after.running_mean), "bias": both.bias.to(after.running_mean)}
         bound = certificate.of_affine_then_affine(first, second, both, after.running_mean.dtype, _largest(x))
-        error = _difference(expected, _normalized(linear.changed(after, tensors), both, x))
+        changed = linear.changed(alone, {name: tensor.cpu() for name, tensor in tensors.items()})
+        error = _difference(expected, _normalized(changed, both, x))
         if not error <= bound:
             raise _No(f"on probe inputs the folded layer differs by {error:.2g}, more than rounding ({bound:.2g})")
         for name, tensor in tensors.items():
@@ -577,6 +585,8 @@ class _Fold:
         if is_observed(layer):
             raise _No("it has hooks, or a forward of this object, which see its output")
         known = self._of(layer)
+        if layer in self.held:
+            raise _No(f"a forward takes it from {self.held[layer]}, where it is not registered and cannot be replaced")
         if known.reads:
             raise _No(f"a forward reads its {sorted(known.reads)[0]}")
         if not known.nodes:
@@ -633,7 +643,7 @@ class _Fold:
 
     def _probe(self, layer: nn.Module) -> Tensor:
         seen = self.seen.get(layer) if self.seen else None
-        return linear.probe(layer) if seen is None or seen.x is None else seen.x
+        return (linear.probe(layer) if seen is None or seen.x is None else seen.x).cpu()
 
     def _exchange(
         self, layer: Any, rows: Tensor, bias: Tensor, x: Tensor, former: Any, bound: float
@@ -645,7 +655,7 @@ class _Fold:
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise _No(f"the folded weights of {self.names[layer]} would overflow {old.dtype}")
         expected = former(x)
-        y = linear.changed(layer, {"weight": weight, "bias": bias})(x)
+        y = linear.changed(_on_cpu(layer), {"weight": weight.cpu(), "bias": bias.cpu()})(x)
         if y.dtype != expected.dtype:
             raise _No(f"its output is {expected.dtype}, and that of {self.names[layer]} {y.dtype}")
         error = _difference(expected, y)
@@ -691,6 +701,12 @@ def _normalized(layer: Any, found: Affine, x: Tensor) -> Tensor:
     if mean is None or var is None:
         return applied(replace(found, after=()), x)
     return F.batch_norm(x, mean, var, weight, bias, False, 0.0, getattr(layer, "eps", 1e-5))
+
+
+def _on_cpu(module: Any) -> Any:
+    """Return the module, or a copy on the CPU: elsewhere sums of products may not be computed as such."""
+    tensors = (*module.parameters(), *module.buffers())
+    return module if all(t.device.type == "cpu" for t in tensors) else copied(module).cpu()
 
 
 def _input(node: fx.Node) -> Any:
