@@ -201,6 +201,22 @@ def test_our_own_layers_fuse_too_and_keep_their_activation() -> None:
     check(model, reverted)
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m])
+def test_a_subclass_without_a_forward_of_its_own(again: Any) -> None:
+    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), zoo.WithDefaults(4), nn.ReLU()))
+    converted, report = batchnorm.convert(model, report=True)
+    assert report["1"].done == "fused relu"
+    converted = again(converted)
+    layer: Any = converted[1]
+    assert isinstance(layer, zoo.WithDefaults)
+    assert isinstance(layer, batchnorm.BatchNorm2d)
+    assert (type(layer).__name__, layer.channels(), layer.tag) == ("WithDefaults", 4, "mine")
+    check(model, converted)
+    reverted = batchnorm.revert(converted)
+    assert type(reverted[1]) is zoo.WithDefaults
+    check(model, reverted)
+
+
 def test_an_exception_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     fused, plain = batchnorm.convert(settle(zoo.ResNet())), settle(zoo.ResNet())
     for model in (fused, plain):

@@ -115,6 +115,17 @@ class Wraps(nn.Module):
         return self.act(x)
 
 
+class WithDefaults(nn.BatchNorm2d):
+    """A subclass with a constructor and a method, and no forward of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.03)
+        self.tag = "mine"
+
+    def channels(self) -> int:
+        return self.num_features
+
+
 class Configuration:
     """Attributes, some of which a forward reads."""
 

@@ -33,7 +33,8 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
     Parameters
     ----------
     model : torch.nn.Module
-        Layers whose type is exactly ``torch.nn.BatchNorm1d``, ``2d`` or ``3d`` are exchanged; others are left alone.
+        Layers of ``torch.nn.BatchNorm1d``, ``2d`` or ``3d``, and of subclasses that override nothing of it but the
+        constructor, are exchanged; others are left alone.
     inplace : bool, default=False
         Whether to change ``model`` itself, so that an optimizer made for it goes on; otherwise a deep copy is changed.
     report : bool, default=False

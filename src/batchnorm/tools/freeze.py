@@ -51,8 +51,8 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     Parameters
     ----------
     model : torch.nn.Module
-        Its layers of this package get the policy ``Frozen()``. Layers whose type is exactly ``torch.nn.BatchNorm1d``,
-        ``2d`` or ``3d`` are exchanged for this package's first, and `unfreeze` exchanges them back.
+        Its layers of this package get the policy ``Frozen()``. Layers that `convert` would exchange are exchanged for
+        this package's first, and `unfreeze` exchanges them back.
     affine : bool, default=False
         Whether to stop ``weight`` and ``bias`` of these layers from learning too (``requires_grad``).
     inplace : bool, default=False
