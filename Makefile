@@ -12,9 +12,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: .venv/installed-lab        ## train with and without batch normalization, and write the report
 	$(BIN)/batchnorm compare
 
-bench: .venv/installed-lab       ## speed beside torch: operations, then training steps (an hour); BENCH="--threads 2" for options
+bench: .venv/installed-lab       ## speed beside torch: operations, training steps, folded networks (an hour); BENCH="--threads 2" for options
 	$(BIN)/batchnorm bench $(BENCH) --out benchmarks/results/operations.csv
 	$(BIN)/python benchmarks/steps.py $(BENCH) --out benchmarks/results/steps.csv
+	$(BIN)/python benchmarks/folding.py $(BENCH) --out benchmarks/results/folding.csv
 	$(BIN)/python benchmarks/page.py benchmarks/results/operations.csv benchmarks/results/steps.csv --out docs/performance.md
 
 test: .venv/installed-test       ## the whole suite

@@ -27,7 +27,7 @@ LAB_ORDER = [
     {"experiments"},
     {"page", "bench"},
     {"report"},
-    {"train_command", "compare_command", "claims_command", "diagnose_command"},
+    {"train_command", "compare_command", "claims_command", "diagnose_command", "fold_command"},
     {"cli"},
 ]
 EXPERIMENTS_ORDER = [
@@ -75,6 +75,15 @@ MODELS_ORDER = [
     {"catalogue", "factory"},
     {"building"},
 ]
+TOOLS_ORDER = [
+    {"copies", "walk", "report", "swap", "preserve"},
+    {"graph"},
+    {"affine", "linear", "patterns", "transactions", "masked", "freeze", "merge", "recalibrate"},
+    {"certificate", "fuse"},
+    {"convert", "fold"},
+    {"program"},
+]
+GRAPH_ORDER = [{"classes"}, {"trace", "blocks"}, {"activations", "dataflow"}]
 PROBES_ORDER = [
     {"probe", "saturation"},
     {"samples"},
@@ -160,6 +169,7 @@ def test_import_rules(path: Path) -> None:
         inner_orders = {
             "kernels": KERNELS_ORDER,
             "statistics": STATISTICS_ORDER,
+            "tools": TOOLS_ORDER,
             "probes": PROBES_ORDER,
             "lab": LAB_ORDER,
         }
@@ -167,6 +177,9 @@ def test_import_rules(path: Path) -> None:
             within = room == which and inside != ["__init__"] and inner[:1] == [which] and inner[1] != inside[0]
             if within and _rank(order, inner[1]) >= _rank(order, inside[0]):
                 breach(line, name, f"inside {which} the order is {order}")
+        in_graph = place[:2] == inner[:2] == ["tools", "graph"] and place[2] not in ("__init__", inner[2])
+        if in_graph and _rank(GRAPH_ORDER, inner[2]) >= _rank(GRAPH_ORDER, place[2]):
+            breach(line, name, f"inside tools/graph the order is {GRAPH_ORDER}")
         if place[:2] == ["lab", "bench"] and place[2] != "__init__":
             if inner[:2] == ["lab", "bench"] and _rank(BENCH_ORDER, inner[2]) >= _rank(BENCH_ORDER, place[2]):
                 breach(line, name, f"inside lab/bench the order is {BENCH_ORDER}")

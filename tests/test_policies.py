@@ -823,7 +823,7 @@ def test_convert_and_revert_keep_the_policy_or_say_why_not(policy: Callable) -> 
     model = nn.Sequential(layer1d(statistics=policy()), nn.ReLU())
     converted, report = batchnorm.convert(model, report=True)
     assert converted[0].statistics == policy()
-    assert report["0"].what == "fused relu"
+    assert report["0"].done == "fused relu"
     reverted, report = batchnorm.revert(converted, report=True)
     if policy() == batchnorm.Batch():
         assert type(reverted[0]) is nn.BatchNorm1d

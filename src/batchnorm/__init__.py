@@ -30,6 +30,7 @@ from batchnorm.statistics.policies import Ghost as Ghost
 from batchnorm.statistics.policies import Keyed as Keyed
 from batchnorm.statistics.policies import Renorm as Renorm
 from batchnorm.tools import convert as convert
+from batchnorm.tools import fold as fold
 from batchnorm.tools import freeze as freeze
 from batchnorm.tools import masked as masked
 from batchnorm.tools import merge_statistics as merge_statistics

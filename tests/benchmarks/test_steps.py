@@ -47,7 +47,7 @@ def test_the_limit_has_every_convolution_with_its_gradient_and_no_bn_or_relu(nam
 
 def test_the_converted_network_fuses_every_addition():
     _, report = batchnorm.convert(steps.resnet("resnet18"), report=True)
-    fused = [row for row in report.rows if "add" in row.what.lower() or "residual" in row.what.lower()]
+    fused = [row for row in report.rows if "add" in row.done.lower() or "residual" in row.done.lower()]
     assert len(fused) == 8
 
 

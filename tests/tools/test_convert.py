@@ -112,7 +112,7 @@ def test_others_are_left_alone_and_say_why(name: str) -> None:
     former = type(model[1])
     converted, report = batchnorm.convert(model, inplace=True, report=True)  # torch cannot copy a lazy layer
     (row,) = report
-    assert (row.name, row.what) == ("1", "left alone")
+    assert (row.name, row.done) == ("1", "left alone")
     assert row.reason.startswith(reason) or reason in row.reason
     assert type(converted[1]) is former
 
@@ -152,7 +152,7 @@ def test_parametrized_layers() -> None:
     converted, report = batchnorm.convert(model, report=True)
     assert isinstance(converted[0], batchnorm.BatchNorm2d)
     assert parametrize.is_parametrized(converted[0], "weight")
-    assert report["0"].what == "fused relu"
+    assert report["0"].done == "fused relu"
     check(model, converted)
     check(model, batchnorm.revert(converted))
     parametrize.remove_parametrizations(converted[0], "weight")
@@ -167,7 +167,8 @@ def test_shared_layers_stay_shared() -> None:
     converted, report = batchnorm.convert(model, report=True)
     assert converted.bn is converted.again
     assert [row.name for row in report] == ["bn"]
-    assert report["bn"].reason == "also again"
+    assert (report["bn"].aliases, report["bn"].reason) == (("again",), "")
+    assert "also again" in str(report)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -189,14 +190,30 @@ def test_our_own_layers_fuse_too_and_keep_their_activation() -> None:
     model = nn.Sequential(batchnorm.BatchNorm2d(3), nn.ReLU(), batchnorm.BatchNorm2d(3, activation="relu"), nn.Tanh())
     model = settle(model)
     converted, report = batchnorm.convert(model, report=True)
-    assert [(row.what, row.reason) for row in report] == [
+    assert [(row.done, row.reason) for row in report] == [
         ("fused relu", ""),
         ("swapped", "it has an activation already"),
     ]
     check(model, converted)
     reverted, report = batchnorm.revert(converted, report=True)
-    assert (report["0"].what, report["2"].what) == ("swapped", "left alone")
+    assert (report["0"].done, report["2"].done) == ("swapped", "left alone")
     assert "torch's layer has no activation" in report["2"].reason
+    check(model, reverted)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m])
+def test_a_subclass_without_a_forward_of_its_own(again: Any) -> None:
+    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), zoo.WithDefaults(4), nn.ReLU()))
+    converted, report = batchnorm.convert(model, report=True)
+    assert report["1"].done == "fused relu"
+    converted = again(converted)
+    layer: Any = converted[1]
+    assert isinstance(layer, zoo.WithDefaults)
+    assert isinstance(layer, batchnorm.BatchNorm2d)
+    assert (type(layer).__name__, layer.channels(), layer.tag) == ("WithDefaults", 4, "mine")
+    check(model, converted)
+    reverted = batchnorm.revert(converted)
+    assert type(reverted[1]) is zoo.WithDefaults
     check(model, reverted)
 
 
@@ -220,14 +237,14 @@ def test_what_is_not_a_module(tool: Any) -> None:
 def test_a_model_without_batch_normalization() -> None:
     model, report = batchnorm.convert(nn.Linear(2, 2), report=True)
     assert len(report) == 0
-    assert str(report) == "name  what  reason"
+    assert str(report) == "name  done  reason"
     assert type(model) is nn.Linear
 
 
 def test_the_report_is_a_table() -> None:
     _, report = batchnorm.convert(settle(zoo.ResNet()), report=True)
     lines = str(report).splitlines()
-    assert lines[0] == "name                   what              reason"
+    assert lines[0] == "name                   done              reason"
     assert lines[6] == "layer1.1.downsample.1  swapped           it is the residual of bn2"
     with pytest.raises(KeyError, match="no batch normalization named 'head'"):
         report["head"]

@@ -151,9 +151,9 @@ def test_what_cannot_be_frozen_is_reported_and_warned_about(name: str) -> None:
         return nn.Sequential(build(), batchnorm.BatchNorm2d(3))
 
     frozen, report = batchnorm.freeze(model(), report=True, inplace=True)  # torch cannot copy a lazy layer
-    assert report["0"].what == LEFT_ALONE
+    assert report["0"].done == LEFT_ALONE
     assert reason in report["0"].reason
-    assert report["1"].what == "frozen"
+    assert report["1"].done == "frozen"
     if moves:
         with pytest.warns(UserWarning, match="left alone 1 of 2 layers") as caught:
             batchnorm.freeze(model(), inplace=True)
@@ -163,14 +163,14 @@ def test_what_cannot_be_frozen_is_reported_and_warned_about(name: str) -> None:
             warnings.simplefilter("error")
             batchnorm.freeze(model(), inplace=True)
     _, report = batchnorm.unfreeze(frozen, report=True, inplace=True)
-    assert [(row.what, row.reason) for row in report] == [(LEFT_ALONE, "freeze did not freeze it"), ("unfrozen", "")]
+    assert [(row.done, row.reason) for row in report] == [(LEFT_ALONE, "freeze did not freeze it"), ("unfrozen", "")]
 
 
 def test_report_names_shared_layers_once_with_all_names() -> None:
     _, report = batchnorm.freeze(network(nn.BatchNorm2d), report=True)
-    assert [(row.name, row.what, row.reason) for row in report] == [
-        ("0", "frozen", "exchanged for this package's layer"),
-        ("2", "frozen", "also 5; exchanged for this package's layer"),
+    assert [(row.name, row.aliases, row.done, row.reason) for row in report] == [
+        ("0", (), "frozen", "exchanged for this package's layer"),
+        ("2", ("5",), "frozen", "exchanged for this package's layer"),
     ]
 
 
@@ -206,7 +206,7 @@ def test_an_activation_given_since_keeps_the_layer_ours() -> None:
     model[0].activation = "relu"
     thawed, report = batchnorm.unfreeze(model, report=True)
     assert isinstance(thawed[0], batchnorm.BatchNorm2d)
-    assert (report["0"].what, thawed[0].statistics) == ("unfrozen", batchnorm.functional.BATCH)
+    assert (report["0"].done, thawed[0].statistics) == ("unfrozen", batchnorm.functional.BATCH)
     assert "activation='relu'" in report["0"].reason
 
 
@@ -215,11 +215,11 @@ def test_recalibrate_leaves_frozen_layers_alone_and_revert_says_why_it_does() ->
     batchnorm.freeze(model[0], inplace=True)
     before = state(model[0])
     model, report = batchnorm.recalibrate(model, [torch.randn(4, 3, 2, 2)], report=True)
-    assert [row.what for row in report] == [LEFT_ALONE, "recalibrated"]
+    assert [row.done for row in report] == [LEFT_ALONE, "recalibrated"]
     assert "frozen" in report["0"].reason
     assert_same_state(model[0], before)
     _, report = batchnorm.revert(model, report=True)
-    assert report["0"].what == LEFT_ALONE
+    assert report["0"].done == LEFT_ALONE
     assert "statistics=Frozen()" in report["0"].reason
 
 

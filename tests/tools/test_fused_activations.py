@@ -28,7 +28,7 @@ def test_every_activation_as_module_function_and_method(name: str) -> None:
     for form in forms:
         model = settle(zoo.After(form))
         converted, report = batchnorm.convert(model, report=True)
-        assert report["bn"].what == f"fused {name}"
+        assert report["bn"].done == f"fused {name}"
         assert runs_fused(converted) == 1
         check(model, converted)
 
@@ -49,7 +49,7 @@ def test_every_form_of_relu6(form: Callable[[Tensor], Tensor]) -> None:
     with torch.no_grad():
         model.bn.weight.mul_(8)  # so that both bounds are passed
     converted, report = batchnorm.convert(model, report=True)
-    assert report["bn"].what == "fused relu6"
+    assert report["bn"].done == "fused relu6"
     assert runs_fused(converted) == 1
     check(model, converted)
 

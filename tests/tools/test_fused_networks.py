@@ -145,8 +145,8 @@ NETWORKS = {
 def test_families_of_networks(network: type[nn.Module], training: bool) -> None:
     model = settle(network()).train(training)
     converted, report = batchnorm.convert(model, report=True)
-    assert {row.name: row.what for row in report} == NETWORKS[network]
-    assert all(row.reason for row in report if row.what == "swapped")
-    assert runs_fused(converted) == sum(row.what.startswith("fused") for row in report)
+    assert {row.name: row.done for row in report} == NETWORKS[network]
+    assert all(row.reason for row in report if row.done == "swapped")
+    assert runs_fused(converted) == sum(row.done.startswith("fused") for row in report)
     check(model, converted)
     check(model, batchnorm.revert(converted))

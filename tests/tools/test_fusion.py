@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
+import cProfile
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import batchnorm
-from batchnorm.tools import blocks
+from batchnorm.tools.graph.classes import original_class
 from tools import zoo
 from tools.same import check, image, runs_fused, settle
 
@@ -56,6 +60,13 @@ FUSED = {
     },
     "hand-made swish": (lambda: zoo.ConvNorm(3, 4, zoo.Swish()), {"bn": "fused silu"}),
     "hand-made hardswish": (lambda: zoo.ConvNorm(3, 4, zoo.HandMadeHardswish()), {"bn": "fused hardswish"}),
+    "wrapped silu": (lambda: zoo.ConvNorm(3, 4, zoo.Wraps(F.silu)), {"bn": "fused silu"}),
+    "wrapped gelu": (lambda: zoo.ConvNorm(3, 4, zoo.Wraps(F.gelu)), {"bn": "fused gelu"}),
+    "dropout of nothing": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.0), nn.ReLU()),
+        {"0": "fused relu"},
+    ),
+    "configuration": (zoo.Configured, {"bn": "fused relu"}),
     "untraceable": (
         zoo.Untraceable,
         {
@@ -82,8 +93,8 @@ def test_fused_models_compute_the_same(name: str, training: bool) -> None:
     model = settle(build()).train(training)
     converted, report = batchnorm.convert(model, report=True)
     if name != "optional":
-        assert {row.name: row.what for row in report} == expected
-    assert runs_fused(converted) == sum(row.what.count("fused") + row.what.count(" and ") for row in report)
+        assert {row.name: row.done for row in report} == expected
+    assert runs_fused(converted) == sum(row.done.count("fused") + row.done.count(" and ") for row in report)
     check(model, converted)
     check(model, batchnorm.revert(converted))
 
@@ -108,7 +119,7 @@ ADDITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_every_form_of_addition(form: str) -> None:
     model = settle(_Residual(ADDITIONS[form]))
     converted, report = batchnorm.convert(model, report=True)
-    assert report["bn"].what == "fused add"
+    assert report["bn"].done == "fused add"
     assert runs_fused(converted) == 1
     check(model, converted)
 
@@ -140,6 +151,7 @@ NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "changed input": (zoo.ChangedInput, "its input might be changed by .mul_()"),
     "changed input in place": (zoo.ChangedInputInPlace, "its input might be changed by imul"),
     "added in place": (zoo.AddedInPlace, "it is added in place to another tensor"),
+    "a configuration in a condition": (lambda: zoo.Configured(whole=True), "it uses a Configuration"),
     "an object": (lambda: _with(zoo.After(nn.ReLU()), after=_Callable()), "it reads self.after, a _Callable"),
 }
 
@@ -162,7 +174,7 @@ def test_what_must_not_fuse_is_swapped_and_computes_the_same(name: str) -> None:
     model = settle(build())
     converted, report = batchnorm.convert(model, report=True)
     (row,) = report
-    assert row.what == "swapped"
+    assert row.done == "swapped"
     assert reason in row.reason
     if name.startswith("changed input"):
         # Autograd refuses to go back through it, torch's layer or ours.
@@ -224,7 +236,7 @@ def test_hooks_there_before_see_the_same_and_forbid_the_fusion() -> None:
     model.relu.register_full_backward_hook(lambda m, gin, gout: (gin[0] * 3,))
     converted, report = batchnorm.convert(model, report=True)
     assert report["bn1"].reason == "it has hooks, which see its output"
-    assert report["bn2"].what == "fused add"
+    assert report["bn2"].done == "fused add"
     check(model, converted)
 
 
@@ -265,6 +277,30 @@ def test_attributes_and_arguments_that_a_forward_reads_may_change() -> None:
         converted()
 
 
+def test_a_configuration_that_changes_is_seen() -> None:
+    model = settle(zoo.Configured())
+    converted = batchnorm.convert(model)
+    assert runs_fused(converted) == 1
+    for one in (model, converted):
+        one.config.padding = True
+    assert runs_fused(converted) == 0
+    check(model, converted)
+    for one in (model, converted):
+        one.config = zoo.Configuration()
+        one.config.label = "another name, which no forward reads"
+    assert runs_fused(converted) == 1
+    check(model, converted)
+
+
+def test_a_dropout_that_begins_to_drop() -> None:
+    model = settle(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.0), nn.ReLU()))
+    converted = batchnorm.convert(model)
+    for one in (model, converted):
+        one[1].p = 0.5
+    assert runs_fused(converted) == 0
+    check(model, converted)
+
+
 def test_attributes_of_the_layer_that_a_forward_asks_for() -> None:
     model = settle(zoo.AsksItsLayer())
     converted = batchnorm.convert(model)
@@ -277,6 +313,37 @@ def test_a_trace_leaves_no_mark() -> None:
     model = zoo.Appending()
     batchnorm.convert(model, inplace=True)
     assert model.shapes == []
+
+
+def test_a_trace_changes_nothing_for_other_threads_or_a_profiler() -> None:
+    seen: list[object] = []
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def other() -> None:
+                y = torch.ones(2, requires_grad=True)
+                seen.append((builtins.isinstance is isinstance_before, zoo.StraightThrough.apply(y).sum().item()))
+
+            if isinstance(x, Tensor):
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
+            return torch.relu(self.bn(x))
+
+    isinstance_before = builtins.isinstance
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        _, report = batchnorm.convert(Asks(), report=True)
+        assert sys.getprofile() is profile or sys.version_info >= (3, 12)
+    finally:
+        profile.disable()
+    assert report["bn"].done == "fused relu"
+    assert (True, 2.0) in seen
 
 
 def test_layers_in_another_mode_than_their_block() -> None:
@@ -363,7 +430,7 @@ def test_converting_again_changes_nothing() -> None:
     assert first == second
     check(model, twice)
     check(model, batchnorm.revert(twice))
-    assert all(blocks.original_class(m) is type(m) for m in batchnorm.revert(twice).modules())
+    assert all(original_class(m) is type(m) for m in batchnorm.revert(twice).modules())
 
 
 def test_autocast() -> None:

@@ -39,7 +39,7 @@ def test_statistics_are_those_of_all_values_that_reached_each_layer(training: bo
         values = np.concatenate([to_rows(x) for x in seen[name]])
         assert_statistics(layer, values.mean(0), values.var(0, ddof=1))
         assert layer.num_batches_tracked == 4
-        assert report[name].what == "recalibrated"
+        assert report[name].done == "recalibrated"
         assert report[name].reason == ""
     # The forms that come to mind first are not the same numbers here: neither of them weighs batches by their sizes,
     # nor has the variance between them.
@@ -171,7 +171,7 @@ def test_frozen_layers_stay_and_normalize_with_what_they_have() -> None:
     before = {name: b.clone() for name, b in model[1].named_buffers()}
     changed, report = batchnorm.recalibrate(model, batches(), report=True)
     assert all(torch.equal(b, before[name]) for name, b in changed[1].named_buffers())
-    assert report["1"].what == "left alone"
+    assert report["1"].done == "left alone"
     assert report["1"].reason == "it is frozen: in eval mode, in a model in training mode"
     x = torch.cat(batches())
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_a_compiled_model_runs_as_it_was_written() -> None:
     compiled(data[0])
     compiled.load_state_dict({f"_orig_mod.{k}": v for k, v in network().state_dict().items()})
     compiled, report = batchnorm.recalibrate(compiled, data, report=True, inplace=True)
-    assert {row.what for row in report} == {"recalibrated"}
+    assert {row.done for row in report} == {"recalibrated"}
     expected = batchnorm.recalibrate(network(), data)
     assert torch.equal(compiled._orig_mod[12].running_var, expected[12].running_var)
     torch.compiler.reset()

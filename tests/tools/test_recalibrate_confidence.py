@@ -59,7 +59,7 @@ def test_with_correlated_pixels_the_usual_estimate_is_biased_and_ours_covers_the
     naive = 1.96 * np.sqrt(var / seen.count)
     assert (np.abs(mean - MEAN) < naive).mean() < 0.5
     worst = max((of_mean / np.sqrt(padded)).max(), (of_var / (2 * padded)).max())
-    assert report["0"].uncertainty == pytest.approx(worst, rel=1e-12)
+    assert report["0"].numbers["uncertainty"] == pytest.approx(worst, rel=1e-12)
 
 
 def test_half_widths_are_those_of_the_reference() -> None:
@@ -88,7 +88,7 @@ def test_units_stay_few_and_are_the_whole() -> None:
 
 def test_one_batch_says_nothing_about_its_own_error() -> None:
     _, report = batchnorm.recalibrate(nn.Sequential(nn.BatchNorm2d(CHANNELS)).double(), images(4)[:1], report=True)
-    assert report["0"].uncertainty == float("inf")
+    assert report["0"].numbers["uncertainty"] == float("inf")
 
 
 @pytest.mark.parametrize("mode", ["one-pass", "sequential"])
@@ -111,10 +111,10 @@ def test_it_stops_when_every_channel_is_known_well_enough(mode: str) -> None:
     for tolerance in (1.0, 0.5, 0.4):
         taken = 0
         _, report = batchnorm.recalibrate(model, Counting(data), report=True, tolerance=tolerance, mode=mode)
-        assert report["0"].uncertainty <= tolerance
+        assert report["0"].numbers["uncertainty"] <= tolerance
         needed[tolerance] = taken // (1 if mode == "one-pass" else 2)
         _, report = batchnorm.recalibrate(model, data, batches=needed[tolerance] - 1, report=True)
-        assert report["0"].uncertainty > tolerance or needed[tolerance] == 8  # not one batch too many
+        assert report["0"].numbers["uncertainty"] > tolerance or needed[tolerance] == 8  # not one batch too many
     assert 8 <= needed[1.0] < needed[0.5] < needed[0.4] < len(data)
 
 
@@ -139,12 +139,12 @@ def test_a_layer_that_is_never_reached_is_not_waited_for() -> None:
             return self.used(x)
 
     _, report = batchnorm.recalibrate(Skips().double(), images(2), report=True, tolerance=1.0)
-    assert report["unused"].what == "left alone"
+    assert report["unused"].done == "left alone"
 
 
 def test_a_report_prints_what_was_measured() -> None:
     _, report = batchnorm.recalibrate(nn.Sequential(nn.BatchNorm2d(CHANNELS)).double(), images(8), report=True)
     lines = str(report).splitlines()
-    assert lines[0].split() == ["name", "what", "values", "uncertainty", "reason"]
+    assert lines[0].split() == ["name", "done", "values", "uncertainty", "reason"]
     assert lines[1].split()[:3] == ["0", "recalibrated", str(IMAGES * SIDE**2)]
     assert 0.1 < float(lines[1].split()[3]) < 0.5

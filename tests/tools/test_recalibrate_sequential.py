@@ -48,7 +48,7 @@ def test_each_layer_holds_the_statistics_of_the_frozen_network(sizes: tuple[int,
     model, report = batchnorm.recalibrate(given, data, mode="sequential", report=True)
     assert_frozen(model, data)
     for name, rows in frozen_inputs(model, data).items():
-        assert report[name].count == len(rows)
+        assert report[name].numbers["values"] == len(rows)
         assert layers(model)[name].num_batches_tracked == len(data)
 
 
@@ -123,7 +123,8 @@ def test_layers_that_are_called_several_times(model: nn.Module) -> None:
     data = doubles()
     model, report = batchnorm.recalibrate(model.double(), data, mode="sequential", report=True)
     assert_frozen(model, data)
-    assert all(row.count == sum(len(x) for x in data) * (64 + (16 if "head" in row.name else 64)) for row in report)
+    rows = sum(len(x) for x in data)
+    assert all(row.numbers["values"] == rows * (64 + (16 if "head" in row.name else 64)) for row in report)
 
 
 def test_a_loop_that_does_not_settle_is_an_error() -> None:

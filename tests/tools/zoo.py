@@ -104,6 +104,55 @@ class ConvNorm(nn.Module):
         return x
 
 
+class Wraps(nn.Module):
+    """What transformers' activations are: a function in an attribute."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class WithDefaults(nn.BatchNorm2d):
+    """A subclass with a constructor and a method, and no forward of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.03)
+        self.tag = "mine"
+
+    def channels(self) -> int:
+        return self.num_features
+
+
+class Configuration:
+    """Attributes, some of which a forward reads."""
+
+    def __init__(self) -> None:
+        self.padding = False
+        self.label = "a name"
+        self.nested = {"names": {0: "cat"}, "layers": [object()]}
+
+
+class Configured(nn.Module):
+    """What transformers' models are: a forward that reads self.config."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.config = Configuration()
+        self.whole = whole
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.whole and not self.config:
+            return x
+        if self.config.padding:
+            x = F.pad(x, (1, 1, 1, 1))
+        return torch.relu(self.bn(self.conv(x)))
+
+
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x)

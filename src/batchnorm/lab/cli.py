@@ -24,6 +24,8 @@ from batchnorm.lab.diagnose_command import DiagnoseCommand
 from batchnorm.lab.diagnose_command import run as run_diagnose
 from batchnorm.lab.errors import LabError, meant
 from batchnorm.lab.experiments.compare import CompareCommand
+from batchnorm.lab.fold_command import FoldConfig
+from batchnorm.lab.fold_command import run as run_fold
 from batchnorm.lab.train_command import TrainCommand, check_flags, first_to_say
 from batchnorm.lab.train_command import parse as parse_train
 from batchnorm.lab.train_command import run as run_train
@@ -189,6 +191,7 @@ COMMANDS = {
     "report": Command(ReportConfig, _report),
     "models": Command(ModelsConfig, _models),
     "check": Command(CheckConfig, _check),
+    "fold": Command(FoldConfig, run_fold),
     "bench": Command(BenchConfig, _bench),
 }
 EXIT_CODES = {
@@ -205,7 +208,7 @@ def _help() -> str:
     lines = [
         "usage: batchnorm COMMAND [--help] ...",
         "",
-        "Batch normalization for PyTorch: experiments that show what it does, and a checker for your own code.",
+        "Batch normalization for PyTorch: experiments that show what it does, a checker for your own code, tools.",
         "",
     ]
     for name, command in COMMANDS.items():

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from batchnorm.kernels import registry, watched
 from batchnorm.kernels.interface import WHOLE_BATCH, Statistics
-from batchnorm.tools import blocks, preserve, swap
+from batchnorm.tools import preserve, swap
+from batchnorm.tools.graph import blocks
 
 #: Whether a probe is computing losses of its own: what it calls then is not part of the step.
 replaying: ContextVar[bool] = ContextVar("replaying", default=False)

@@ -1,7 +1,8 @@
-"""What people do to models that contain batch normalization: convert, revert, freeze, unfreeze, masked, recalibrate."""
+"""Tools for models that contain batch normalization."""
 
 from batchnorm.tools.convert import convert as convert
 from batchnorm.tools.convert import revert as revert
+from batchnorm.tools.fold import fold as fold
 from batchnorm.tools.freeze import freeze as freeze
 from batchnorm.tools.freeze import unfreeze as unfreeze
 from batchnorm.tools.masked import masked as masked

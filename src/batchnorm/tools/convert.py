@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar, overload
@@ -10,8 +9,10 @@ from typing import Literal, TypeVar, overload
 from torch import nn
 
 from batchnorm.nn.batch_norm import EXTRAS
-from batchnorm.tools import blocks, fuse, swap
-from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
+from batchnorm.tools import fuse, swap
+from batchnorm.tools.copies import copied
+from batchnorm.tools.graph import blocks
+from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,7 +33,8 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
     Parameters
     ----------
     model : torch.nn.Module
-        Layers whose type is exactly ``torch.nn.BatchNorm1d``, ``2d`` or ``3d`` are exchanged; others are left alone.
+        Layers of ``torch.nn.BatchNorm1d``, ``2d`` or ``3d``, and of subclasses that override nothing of it but the
+        constructor, are exchanged; others are left alone.
     inplace : bool, default=False
         Whether to change ``model`` itself, so that an optimizer made for it goes on; otherwise a deep copy is changed.
     report : bool, default=False
@@ -60,11 +62,11 @@ def convert(model: M, *, inplace: bool = False, report: bool = False) -> M | tup
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     >>> model, report = batchnorm.convert(model, report=True)
     >>> print(report)
-    name  what        reason
+    name  done        reason
     1     fused relu
     """
     require_module(model, "convert")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     with _all_or_nothing(model):
         found = normalizations(model)
         refusals = {layer: None if swap.is_ours(layer) else swap.to_ours(layer) for _, layer, _ in found}
@@ -116,24 +118,28 @@ def revert(model: M, *, inplace: bool = False, report: bool = False) -> M | tupl
     <class 'torch.nn.modules.batchnorm.BatchNorm1d'>
     """
     require_module(model, "revert")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     with _all_or_nothing(model):
         for module in model.modules():
             blocks.uninstall(module)
         rows = []
         for name, layer, others in normalizations(model):
             reason = swap.to_torch(layer)
-            rows.append(row(name, others, "swapped" if reason is None else LEFT_ALONE, reason or ""))
+            rows.append(Row(name, "swapped" if reason is None else LEFT_ALONE, reason or "", others))
     return (model, Report(tuple(rows))) if report else model
 
 
 def _row(
-    name: str, layer: nn.Module, others: list[str], refusal: str | None, outcomes: dict[nn.Module, tuple[str, str]]
+    name: str,
+    layer: nn.Module,
+    others: tuple[str, ...],
+    refusal: str | None,
+    outcomes: dict[nn.Module, tuple[str, str]],
 ) -> Row:
     if refusal is not None:
-        return row(name, others, LEFT_ALONE, refusal)
+        return Row(name, LEFT_ALONE, refusal, others)
     what, reason = outcomes.get(layer, ("", "no forward that could be traced calls it"))
-    return row(name, others, what or "swapped", reason)
+    return Row(name, what or "swapped", reason, others)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import Any, Literal, TypeVar, overload
@@ -12,7 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from batchnorm.statistics.policies import BATCH, Frozen, Keyed, Policy
 from batchnorm.tools import swap
-from batchnorm.tools.report import LEFT_ALONE, Report, Row, row
+from batchnorm.tools.copies import copied
+from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module, require_normalization
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,8 +51,8 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     Parameters
     ----------
     model : torch.nn.Module
-        Its layers of this package get the policy ``Frozen()``. Layers whose type is exactly ``torch.nn.BatchNorm1d``,
-        ``2d`` or ``3d`` are exchanged for this package's first, and `unfreeze` exchanges them back.
+        Its layers of this package get the policy ``Frozen()``. Layers that `convert` would exchange are exchanged for
+        this package's first, and `unfreeze` exchanges them back.
     affine : bool, default=False
         Whether to stop ``weight`` and ``bias`` of these layers from learning too (``requires_grad``).
     inplace : bool, default=False
@@ -93,7 +93,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> frozen, report = batchnorm.freeze(model, report=True)
     >>> print(report)
-    name  what    reason
+    name  done    reason
     1     frozen  exchanged for this package's layer
     >>> y = frozen.train()(torch.randn(4, 3, 6, 6))
     >>> frozen[1].num_batches_tracked, type(batchnorm.unfreeze(frozen)[1])
@@ -101,7 +101,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     """
     require_module(model, "freeze")
     require_normalization(model, "freeze")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     found = normalizations(model)
     # All of them before the first one changes: layers may share a parameter.
     learned = {layer: _learning(layer) if affine else () for _, layer, _ in found}
@@ -109,7 +109,7 @@ def freeze(model: M, *, affine: bool = False, inplace: bool = False, report: boo
     for name, layer, others in found:
         reason = _refusal(layer)
         if reason is not None:
-            rows.append(row(name, others, LEFT_ALONE, reason))
+            rows.append(Row(name, LEFT_ALONE, reason, others))
             if _moves(layer):
                 moving.append(f"{name or 'the model'} ({reason})")
             continue
@@ -160,13 +160,13 @@ def unfreeze(model: M, *, inplace: bool = False, report: bool = False) -> M | tu
     """
     require_module(model, "unfreeze")
     require_normalization(model, "unfreeze")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     rows = []
     layer: Any
     for name, layer, others in normalizations(model):
         kept = _kept(layer)
         if kept is None:
-            rows.append(row(name, others, LEFT_ALONE, "freeze did not freeze it"))
+            rows.append(Row(name, LEFT_ALONE, "freeze did not freeze it", others))
             continue
         for parameter in kept.learned:
             layer.get_parameter(parameter).requires_grad_(True)
@@ -175,11 +175,11 @@ def unfreeze(model: M, *, inplace: bool = False, report: bool = False) -> M | tu
             reason = swap.to_torch(layer)
         else:
             layer.statistics, reason = kept.former, None
-        rows.append(row(name, others, "unfrozen", reason or ""))
+        rows.append(Row(name, "unfrozen", reason or "", others))
     return (model, Report(tuple(rows))) if report else model
 
 
-def _freeze(name: str, layer: Any, others: list[str], learned: tuple[str, ...]) -> Row:
+def _freeze(name: str, layer: Any, others: tuple[str, ...], learned: tuple[str, ...]) -> Row:
     """Freeze one layer that can be frozen."""
     exchanged = not swap.is_ours(layer)
     if exchanged:
@@ -189,7 +189,7 @@ def _freeze(name: str, layer: Any, others: list[str], learned: tuple[str, ...]) 
     layer.statistics = dataclasses.replace(former, each=kept) if isinstance(former, Keyed) else kept
     for parameter in learned:
         layer.get_parameter(parameter).requires_grad_(False)
-    return row(name, others, "frozen", "exchanged for this package's layer" if exchanged else "")
+    return Row(name, "frozen", "exchanged for this package's layer" if exchanged else "", others)
 
 
 def _kept(layer: nn.Module) -> Thawable | None:

@@ -12,11 +12,10 @@ from typing import Any
 from torch import fx, nn
 
 from batchnorm.nn.batch_norm import EXTRAS
-from batchnorm.tools import blocks, patterns, swap, trace
-from batchnorm.tools.walk import has_hooks
-
-#: Have no forward of their own: their children belong to the module that holds them.
-_LISTS = (nn.ModuleList, nn.ModuleDict)
+from batchnorm.tools import patterns, swap
+from batchnorm.tools.graph import blocks, trace
+from batchnorm.tools.graph.classes import original_class
+from batchnorm.tools.graph.dataflow import callees, is_observed
 
 
 @dataclass
@@ -51,7 +50,7 @@ def analyse(module: nn.Module, known: dict[nn.Module, Analysis]) -> Analysis:
     """Analyse a module after everything inside it; ``known`` remembers."""
     if module not in known:
         known[module] = Analysis()  # also ends a cycle
-        children = _callees(module)
+        children = callees(module)
         for child in children:
             analyse(child, known)
         del known[module]  # so that `known` is in order, from the inside out
@@ -64,15 +63,8 @@ def paths_of(module: nn.Module) -> tuple[blocks.FusedPath, ...]:
     return analyse(module, {}).paths
 
 
-def _callees(module: nn.Module) -> list[nn.Module]:
-    found = []
-    for child in module.children():
-        found += _callees(child) if type(child) in _LISTS else [child]
-    return found
-
-
 def _analyse(module: nn.Module, children: list[nn.Module], known: dict[nn.Module, Analysis]) -> Analysis:
-    going_on = [child for child in children if known[child].open and not _observed(child)]
+    going_on = [child for child in children if known[child].open and not is_observed(child)]
     if swap.is_ours(module) or not (going_on or any(map(swap.is_ours, children))):
         return Analysis()
     if "forward" in module.__dict__:
@@ -92,10 +84,6 @@ def _analyse(module: nn.Module, children: list[nn.Module], known: dict[nn.Module
         return Analysis(error=str(error))
     gains = _gains(inner, best) or any(c.what for layer, cs in best.items() if layer not in inner for c in cs)
     return Analysis(tuple(paths) if gains else (), best, through, is_open, "", _only(module, found, best))
-
-
-def _observed(module: nn.Module) -> bool:
-    return has_hooks(module) or "forward" in module.__dict__
 
 
 def _with_theirs(modules: list[nn.Module], known: dict[nn.Module, Analysis]) -> list[nn.Module]:
@@ -156,16 +144,14 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     conditions = [
         blocks.Condition(
             tuple(path.split(".")) if path else (),
-            blocks.original_class(inner) if path else None,
+            original_class(inner) if path else None,
             tuple(one.reads[path].items()),
             tuple(inner._modules),  # noqa: SLF001  # its names, among them those that are None
         )
         for path, inner in one.traced.items()
     ]
     conditions += [
-        blocks.Condition(
-            tuple(path.split(".")), blocks.original_class(module.get_submodule(path)), tuple(reads.items()), None
-        )
+        blocks.Condition(tuple(path.split(".")), original_class(module.get_submodule(path)), tuple(reads.items()), None)
         for path, reads in one.reads.items()
         if reads and path not in one.traced
     ]
@@ -175,7 +161,7 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     ]
     if not found:
         return None
-    return blocks.FusedPath(one.graph, one.inputs, one.defaults, one.kind, tuple(conditions))
+    return blocks.FusedPath(one.graph, one.inputs, one.defaults, one.kind, tuple(conditions), paths_of)
 
 
 def _rewrite(graph: fx.Graph, chain: patterns.Chain) -> None:
@@ -207,7 +193,7 @@ def summary(analyses: dict[nn.Module, Analysis], names: dict[nn.Module, str]) ->
                 views[module] = (chains, analysis.only.get(layer, ""))
         if analysis.error:
             where = f"the forward of {names.get(module) or type(module).__name__} cannot be traced: {analysis.error}"
-            for child in _callees(module):
+            for child in callees(module):
                 failed |= dict.fromkeys([child] if swap.is_ours(child) else _open_layers(analyses.get(child)), where)
     found = {layer: _in_words(list(views.values())) for layer, views in seen.items()}
     return found | {layer: ("", where) for layer, where in failed.items() if not found.get(layer, ("", ""))[0]}

@@ -153,12 +153,13 @@ def _counts(names: Sequence[str], number: int, weights: Sequence[float | Report]
 
 def _measured(report: Report, name: str) -> float:
     row = next((row for row in report if row.name == name.removesuffix(".")), None)
-    if row is None or row.count < 2:
+    values = 0.0 if row is None else row.numbers.get("values", 0.0)
+    if values < 2:
         raise ValueError(
             f"a report must have the values that each layer measured; it has none for {name.removesuffix('.')!r}: "
-            f"{'there is no such row' if row is None else row.reason or row.what}. Try numbers of samples instead."
+            f"{'there is no such row' if row is None else row.reason or row.done}. Try numbers of samples instead."
         )
-    return float(row.count)
+    return float(values)
 
 
 def _statistics(state: Mapping[str, Any], name: str, count: float, exact: bool) -> Statistics:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from batchnorm.tools import activations, swap, trace
+from batchnorm.tools import swap
+from batchnorm.tools.graph import activations, trace
 from batchnorm.tools.walk import has_hooks
 
 _ADDS = (operator.add, trace.IN_PLACE["iadd"], torch.add)
 _ADD_METHODS = ("add", "add_")
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _LEAVES = "its output leaves the forward"
 
 
@@ -101,7 +103,7 @@ def _extend(root: nn.Module, chain: Chain, taken: dict[fx.Node, fx.Node]) -> Cha
         longer = _take(root, chain, value, user)
         if isinstance(longer, str):
             return replace(chain, stop=longer)
-        conditions = longer.conditions | {str(node.target): {} for node in passed}
+        conditions = longer.conditions | {str(node.target): _identity_while(_module(root, node)) for node in passed}
         longer = replace(longer, nodes=[*chain.nodes, *passed, user], conditions=conditions)
         forbidden = _moved_past(root, longer)
         if forbidden:
@@ -124,7 +126,7 @@ def _take(root: nn.Module, chain: Chain, value: fx.Node, user: fx.Node) -> Chain
         return _LEAVES
     if _is_add(user) and chain.residual is None:
         return _take_add(chain, value, user)
-    if user.args[:1] != (value,) or value in _nodes((user.args[1:], user.kwargs)):
+    if user.args[:1] != (value,) or value in nodes_in((user.args[1:], user.kwargs)):
         return f"followed by {describe(root, user)}"
     if user.op != "call_module":
         found = activations.of_call(user)
@@ -223,15 +225,21 @@ def _uses(root: nn.Module, node: fx.Node, layer: nn.Module, path: str) -> bool:
 
 
 def _is_identity(root: nn.Module, node: fx.Node) -> bool:
-    module = _module(root, node) if node.op == "call_module" else None
-    return type(module) is nn.Identity and not has_hooks(module) and "forward" not in module.__dict__
+    module: Any = _module(root, node) if node.op == "call_module" else None
+    identity = type(module) is nn.Identity or (type(module) in _DROPOUTS and module.p == 0)
+    return identity and not has_hooks(module) and "forward" not in module.__dict__
+
+
+def _identity_while(module: Any) -> dict[str, Any]:
+    return {} if type(module) is nn.Identity else {"p": 0}
 
 
 def _module(root: nn.Module, node: fx.Node) -> Any:
     return root.get_submodule(str(node.target))
 
 
-def _nodes(arg: Any) -> list[fx.Node]:
+def nodes_in(arg: Any) -> list[fx.Node]:
+    """Return every node in nested arguments, as often as it is there."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(arg) if isinstance(leaf, fx.Node)]  # noqa: SLF001
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 import torch
@@ -19,7 +17,8 @@ from batchnorm.statistics import across
 from batchnorm.statistics.policies import Frozen, Keyed
 from batchnorm.statistics.population import Population
 from batchnorm.tools import preserve
-from batchnorm.tools.report import LEFT_ALONE, Report, row
+from batchnorm.tools.copies import copied
+from batchnorm.tools.report import LEFT_ALONE, Report, Row
 from batchnorm.tools.walk import normalizations, require_module
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def recalibrate(
     """
     require_module(model, "recalibrate")
     _check(model, loader, batches, variance, mode, prior, tolerance)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     found = normalizations(model)
     if not found:
         raise ValueError(
@@ -216,14 +215,17 @@ def recalibrate(
         reasons |= {layer: "no batch reached it" for layer in measured if layer not in reached}
         measured = reached
     rows = [
-        replace(
-            row(name, others, LEFT_ALONE if reasons[layer] else RECALIBRATED, reasons[layer]),
-            count=measured[layer].count if layer in measured else 0,
-            uncertainty=measured[layer].uncertainty(_eps(layer)) if layer in measured and group is None else None,
-        )
+        Row(name, LEFT_ALONE if reason else RECALIBRATED, reason, others, _numbers(measured.get(layer), layer, group))
         for name, layer, others in found
+        for reason in (reasons[layer],)
     ]
     return (model, Report(tuple(rows))) if report else model
+
+
+def _numbers(found: Population | None, layer: nn.Module, group: Any) -> dict[str, float]:
+    if found is None:
+        return {}
+    return {"values": found.count} | ({"uncertainty": found.uncertainty(_eps(layer))} if group is None else {})
 
 
 def _eps(layer: nn.Module) -> float:
@@ -292,7 +294,7 @@ def _refusal(layer: nn.Module, model: nn.Module) -> str:
 
 
 def _choose(
-    found: list[tuple[str, nn.Module, list[str]]], reasons: dict[nn.Module, str], names: Collection[str]
+    found: list[tuple[str, nn.Module, tuple[str, ...]]], reasons: dict[nn.Module, str], names: Collection[str]
 ) -> None:
     """Add to ``reasons`` the layers that are not asked for; raise ValueError where one that is cannot be had."""
     if isinstance(names, str):

@@ -1,43 +1,37 @@
-"""What a tool did to each batch normalization of a model, as a table."""
+"""Results of a tool, one row for each batch normalization of a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 LEFT_ALONE = "left alone"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was done to one layer.
+    """The result for one layer.
 
     Attributes
     ----------
     name : str
         The layer's first name in the model; empty for the model itself.
-    what : str
-        What was done, or ``"left alone"``.
+    done : str
+        The change, such as ``"fused relu"``, or ``"left alone"``.
     reason : str
-        Why not more was done; empty where nothing is missing.
-    count : int
-        Values per channel that were measured; 0 if nothing was.
-    uncertainty : float or None
-        Error of the layer's output, in deviations, that the 95 % confidence intervals of its measured statistics leave
-        in the worst channel; NaN if unknown, None if nothing was measured.
+        The obstacle to more; empty if there is none.
+    aliases : tuple of str
+        Further names of a layer that the model holds several times.
+    numbers : mapping of str to float
+        Measurements by name; NaN if unknown. Each tool documents its own.
     """
 
     name: str
-    what: str
+    done: str
     reason: str = ""
-    count: int = 0
-    uncertainty: float | None = None
-
-
-def row(name: str, others: list[str], what: str, reason: str = "") -> Row:
-    """Return a row whose reason begins with the further names of a layer that the model holds several times."""
-    return Row(name, what, "; ".join(([f"also {', '.join(others)}"] if others else []) + ([reason] if reason else [])))
+    aliases: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Report:
     Attributes
     ----------
     rows : tuple of Row
-        What was done to each layer.
+        The result for each layer.
     """
 
     rows: tuple[Row, ...]
@@ -65,12 +59,19 @@ class Report:
         raise KeyError(f"no batch normalization named {name!r}; there are {[row.name for row in self.rows]}")
 
     def __str__(self) -> str:
-        cells = [["name", "what", "reason"], *([row.name or "(the model)", row.what, row.reason] for row in self.rows)]
-        if any(row.count for row in self.rows):
-            for cell, row in zip(cells[1:], self.rows, strict=True):
-                known = row.count > 0 and row.uncertainty is not None and not math.isnan(row.uncertainty)
-                cell[2:2] = [str(row.count or ""), f"{row.uncertainty:.2g}" if known else ""]
-            cells[0][2:2] = ["values", "uncertainty"]
+        measured = list(dict.fromkeys(key for row in self.rows for key in row.numbers))
+        cells = [["name", "done", *measured, "reason"]]
+        for row in self.rows:
+            also = [f"also {', '.join(row.aliases)}"] if row.aliases else []
+            numbers = [_text(row.numbers.get(key, math.nan)) for key in measured]
+            reason = "; ".join([*also, *([row.reason] if row.reason else [])])
+            cells.append([row.name or "(the model)", row.done, *numbers, reason])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ("  ".join(f"{text:{width}}" for text, width in zip(cell, widths, strict=True)) for cell in cells)
         return "\n".join(line.rstrip() for line in lines)
+
+
+def _text(number: float) -> str:
+    if math.isnan(number):
+        return ""
+    return str(number) if isinstance(number, int) else f"{number:.2g}"

@@ -27,17 +27,21 @@ def require_normalization(model: nn.Module, verb: str) -> None:
         )
 
 
-def normalizations(model: nn.Module) -> list[tuple[str, nn.Module, list[str]]]:
+def normalizations(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]]:
     """Return first name, module and further names of everything that is batch normalization, or looks like it.
 
-    By type where torch's own classes are the ancestors (instance normalization is one of them), else by the name of
-    its class, which is how frozen, quantized and scripted layers are found.
+    By type where torch's own classes are the ancestors (instance normalization is one of them), else by the running
+    statistics in its buffers or the name of its class, which is how frozen, quantized and scripted layers are found.
     """
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _NormBase) or _named_like_one(module):
+        if isinstance(module, _NormBase) or _holds_statistics(module) or _named_like_one(module):
             names.setdefault(module, []).append(name)
-    return [(first, module, others) for module, (first, *others) in names.items()]
+    return [(first, module, tuple(others)) for module, (first, *others) in names.items()]
+
+
+def _holds_statistics(module: nn.Module) -> bool:
+    return all(name in module._buffers for name in ("running_mean", "running_var"))  # noqa: SLF001  # its own
 
 
 def _named_like_one(module: nn.Module) -> bool:

@@ -47,9 +47,9 @@ def test_a_converted_network_computes_the_same_and_everything_is_fused(name, nor
     converted, report = batchnorm.convert(network, report=True)
     layers = {key for key, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     assert {row.name for row in report} == layers
-    kinds = collections.Counter(row.what for row in report)
+    kinds = collections.Counter(row.done for row in report)
     # Where a shortcut is projected, two normalizations meet in one addition, and only one can do it.
-    others = [row.reason for row in report if row.what == "swapped"]
+    others = [row.reason for row in report if row.done == "swapped"]
     assert len(others) == {"resnet18": 3, "resnet50": 4}.get(name, 0)
     assert set(others) <= {"it is the residual of downsample.1"}
     additions = {"resnet20": 9, "resnet56": 27, "resnet18": 8, "resnet50": 16}.get(name, 0)
@@ -64,18 +64,18 @@ def test_what_the_kernels_have_is_fused_and_the_rest_is_named(activation):
     network = _settled("resnet20", "torch", activation=activation)
     converted, report = batchnorm.convert(network, report=True)
     if activation == "elu":
-        assert report["bn1"].what == "swapped"
+        assert report["bn1"].done == "swapped"
         assert "ELU" in report["bn1"].reason
     else:
-        assert report["bn1"].what == f"fused {activation}"
-        assert report["layer1.0.bn2"].what == f"fused add + {activation}"
+        assert report["bn1"].done == f"fused {activation}"
+        assert report["layer1.0.bn2"].done == f"fused add + {activation}"
     _same(network, converted, images("resnet20", 5, dtype=torch.float64))
 
 
 def test_between_a_branch_that_may_drop_and_its_addition_nothing_is_fused():
     network = make("resnet20", stochastic_depth=0.5, dropout=0.1)
     report = batchnorm.convert(network, report=True)[1]
-    assert report["layer1.0.bn1"].what == "fused relu"
+    assert report["layer1.0.bn1"].done == "fused relu"
     assert report["layer1.0.bn2"].reason == "followed by stochastic_depth (StochasticDepth)"
 
 
@@ -83,7 +83,7 @@ def test_between_a_branch_that_may_drop_and_its_addition_nothing_is_fused():
 def test_other_arms_have_nothing_to_convert(norm):
     network = make("resnet20", norm)
     converted, report = batchnorm.convert(network, report=True)
-    assert {row.what for row in report} <= {"left alone"}  # instance normalization looks like it, and is named
+    assert {row.done for row in report} <= {"left alone"}  # instance normalization looks like it, and is named
     x = images("resnet20")
     assert torch.equal(converted(x), network(x))
 

@@ -204,5 +204,5 @@ def _describe(config: TrainConfig, dataset: Dataset, network: nn.Module, *, own:
 def _counts(rows: Any) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row.what] = counts.get(row.what, 0) + 1
+        counts[row.done] = counts.get(row.done, 0) + 1
     return counts

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from batchnorm.kernels.activations import ACTIVATIONS
+from batchnorm.tools.graph.classes import ORIGINAL, original_class
 from batchnorm.tools.walk import has_hooks
 
 PATHS = "_batchnorm_fused_paths"
@@ -58,7 +59,7 @@ class Condition:
             return False
         if self.children is not None and tuple(module._modules) != self.children:  # noqa: SLF001  # as above
             return False
-        return all(getattr(module, name, _MISSING) == value for name, value in self.reads)
+        return all(value == getattr(module, name, _MISSING) for name, value in self.reads)
 
 
 _MISSING = object()
@@ -76,8 +77,10 @@ class FusedPath:
         defaults: dict[str, Any],
         kind: type | None,
         conditions: tuple[Condition, ...],
+        paths_of: Callable[[nn.Module], tuple[FusedPath, ...]],
     ) -> None:
         self.inputs, self.defaults, self.kind, self.conditions = inputs, defaults, kind, conditions
+        self.paths_of = paths_of  # a function of a module's top level, so that a pickle can name it
         code = graph.python_code(root_module="self")
         self.source = code.src
         name = f"<batchnorm.convert {next(_serial)}>"
@@ -109,22 +112,14 @@ class FusedPath:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle holds data, and the code is the user's: where it is loaded, the forward found there is traced.
-        return _trace_again, ()
+        return _TraceAgain, (self.paths_of,)
 
 
+@dataclass(frozen=True)
 class _TraceAgain:
     """What stands for a fused path in a pickle."""
 
-
-def _trace_again() -> _TraceAgain:
-    return _TraceAgain()
-
-
-def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class of the module, or for a block with fused paths the class that it had before."""
-    cls = type(module)
-    original: type[nn.Module] = cls.__dict__.get("_batchnorm_original", cls)
-    return original
+    paths_of: Callable[[nn.Module], tuple[FusedPath, ...]]
 
 
 def install(module: nn.Module, paths: tuple[FusedPath, ...]) -> None:
@@ -168,10 +163,9 @@ def _derive(original: type[nn.Module]) -> type[nn.Module]:
 
     def __setstate__(self: nn.Module, state: Any) -> None:  # noqa: N807  # as above
         original.__setstate__(self, state)
-        if any(isinstance(path, _TraceAgain) for path in self.__dict__.get(PATHS, ())):
-            from batchnorm.tools import fuse  # it builds on this file
-
-            self.__dict__[PATHS] = fuse.paths_of(self)
+        again = [path for path in self.__dict__.get(PATHS, ()) if isinstance(path, _TraceAgain)]
+        if again:
+            self.__dict__[PATHS] = again[0].paths_of(self)
 
     members = {
         "forward": forward,
@@ -180,7 +174,7 @@ def _derive(original: type[nn.Module]) -> type[nn.Module]:
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "_batchnorm_original": original,
+        ORIGINAL: original,
     }
     return type(original.__name__, (original,), members)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own habit
 
 from batchnorm.kernels.activations import LEAKY_SLOPE
-from batchnorm.tools import trace
+from batchnorm.tools.graph import trace
 
 MODULES: dict[type, str] = {
     nn.ReLU: "relu",
@@ -106,7 +106,7 @@ def _checked(name: str, options: dict[str, Any], reads: dict[str, Any]) -> Found
 
 
 def _by_forward(module: nn.Module) -> Found:
-    """Recognize the activations that people write themselves: x * sigmoid(x) and x * relu6(x + 3) / 6."""
+    """Recognize modules that wrap a function, and those that compute x * sigmoid(x) or x * relu6(x + 3) / 6."""
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
         return Found(None)
     try:
@@ -118,6 +118,9 @@ def _by_forward(module: nn.Module) -> Found:
     *_, output = found[0].graph.nodes
     x, *_ = found[0].graph.nodes
     result = output.args[0]
+    if isinstance(result, fx.Node) and result.args[:1] == (x,) and len(found[0].graph.nodes) == 3:
+        inner = of_call(result)  # a module that only wraps a function
+        return replace(inner, reads=found[0].reads[""]) if inner.name else inner
     if _is_silu(x, result):
         return Found("silu", "", found[0].reads[""])
     return Found("hardswish", "", found[0].reads[""]) if _is_hardswish(x, result) else Found(None)

@@ -8,7 +8,6 @@ be traced through, so a trace sees little more than the forward of one class.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import enum
 import inspect
@@ -16,9 +15,9 @@ import operator
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from batchnorm.tools.blocks import original_class
+from batchnorm.tools.graph.classes import original_class
 
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, type)
+_CONTAINERS = (list, set, dict)
 _BOOKKEEPING = frozenset({**vars(nn.Module()), **vars(nn.Module)}) - {"training"}
 
 
@@ -95,12 +95,36 @@ def traces(module: nn.Module, through: Collection[nn.Module] = ()) -> list[Trace
             return first
 
 
-def _traces(module: nn.Module, through: Collection[nn.Module]) -> list[Trace]:
-    tracer = _Tracer(through, Tensor)
+def dataflow(module: nn.Module, through: Collection[nn.Module] = ()) -> list[Trace]:
+    """Trace ``module`` in its mode only, to see which module's output goes where; the graphs cannot be run.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its forward is traced.
+    through : collection of nn.Module
+        The modules inside it that are traced through.
+
+    Returns
+    -------
+    list of Trace
+        For tensors, and for lists where that matters. Of what the forward computes without its inputs nothing is kept,
+        and ``reads`` holds names only.
+
+    Raises
+    ------
+    TraceError
+        The calls depend on values, or the forward sets attributes.
+    """
+    return _traces(module, through, to_run=False)
+
+
+def _traces(module: nn.Module, through: Collection[nn.Module], to_run: bool = True) -> list[Trace]:
+    tracer = _Tracer(through, Tensor, to_run)
     found = [tracer.record(module)]
     if tracer.asked:
         with suppress(TraceError):
-            found.append(_Tracer(through, list).record(module))
+            found.append(_Tracer(through, list, to_run).record(module))
     return found
 
 
@@ -117,6 +141,11 @@ def _other_mode(modules: list[nn.Module]) -> Iterator[None]:
 
 class _Proxy(fx.Proxy):
     """A value of the forward, with operations in place."""
+
+    @property  # type: ignore[misc]  # object's can be written, too
+    def __class__(self) -> type:  # what isinstance looks at, after the type
+        asked: _Questions | None = getattr(self.tracer, "questions", None)
+        return type(self) if asked is None else asked.answer(self)
 
 
 def _in_place(name: str) -> Callable[[Any, Any], Any]:
@@ -146,11 +175,13 @@ for _name, _function in IN_PLACE.items():
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, through: Collection[nn.Module], kind: type) -> None:
+    def __init__(self, through: Collection[nn.Module], kind: type, to_run: bool) -> None:
         super().__init__()
-        self.through = list(through)
+        self.through = set(through)
+        self.to_run = to_run
         self.kind = kind
         self.asked = False
+        self.questions = _Questions(self)
         self.inputs: tuple[str, ...] = ()
         self.defaults: dict[str, Any] = {}
 
@@ -163,7 +194,8 @@ class _Tracer(fx.Tracer):
         reads: dict[str, dict[str, Any]] = {path: {} for path in watched}
         self.ambient = _ambient()
         try:
-            with _recording(watched, reads), _OnlyProxies(), _no_random_numbers(), _asked_for_types(self):
+            only_proxies = _OnlyProxies() if self.to_run else nullcontext()
+            with _recording(watched, reads, self.to_run), only_proxies, _no_random_numbers(self.to_run), self.questions:
                 graph = self.trace(module)
         except TraceError:
             raise
@@ -171,6 +203,8 @@ class _Tracer(fx.Tracer):
             first_line = str(error).strip().partition("\n")[0]
             raise TraceError(f"{type(error).__name__}: {first_line}") from error
         finally:
+            for values in reads.values():
+                values.update({k: v.values() for k, v in values.items() if type(v) is _Attributes})
             changed = _put_back(watched, reads)
         if changed:
             raise TraceError(f"it changes self.{changed[0]}")
@@ -184,14 +218,14 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  # torch.fx's names
-        return not any(m is other for other in self.through)
+        return m not in self.through
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for p in parameters:
             if p.default is not p.empty:
-                if not _is_constant(p.default):
+                if self.to_run and not _is_constant(p.default):
                     raise TraceError(f"the default of its argument {p.name} is not a constant")
                 self.defaults[p.name] = p.default
             elif p.kind in positional:
@@ -201,12 +235,14 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _ambient() != self.ambient:
+        if self.to_run and _ambient() != self.ambient:
             raise TraceError("it works under another setting of autograd or autocast than its caller")
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            if not self.to_run:
+                return None  # fx would keep the tensor in the module
             raise TraceError("it uses a tensor that is neither an input, a parameter nor a buffer")
         return super().create_arg(a)
 
@@ -230,45 +266,54 @@ class _OnlyProxies(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def _asked_for_types(tracer: _Tracer) -> Iterator[None]:
-    """Answer isinstance for the values of a forward, and refuse functions with a backward pass of their own.
+class _Questions:
+    """Answers isinstance for the values of a forward, and refuses functions with a backward pass of their own.
 
-    The builtin is exchanged for the time of a trace, as torch.fx exchanges the call of a module. A proxy that claimed
-    to be a tensor by its ``__class__`` would be believed by C++, too.
+    A proxy answers by its ``__class__``, but torch's C++ would believe that too, and take the proxy for a tensor. So a
+    profile function, which belongs to one thread, tells the calls of ``isinstance`` from all others.
     """
-    builtin, apply = isinstance, torch.autograd.Function.__dict__["apply"]
 
-    def answer(value: Any, kinds: Any) -> bool:
-        if type(value) is _Proxy:
-            asking = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a caller
-            if not asking.startswith(_ASK_ABOUT_PROXIES):
-                return issubclass(tracer.type_of(value.node), kinds)
-        return builtin(value, kinds)
+    def __init__(self, tracer: _Tracer) -> None:
+        self._tracer = tracer
+        self._asking: str | None = None  # the module of the caller of isinstance, during its call
 
-    def refuse(cls: type, *_: Any, **__: Any) -> None:
-        raise TraceError(f"it applies {cls.__name__}, whose backward pass a graph would lose")
+    def answer(self, proxy: _Proxy) -> type:
+        asking = self._asking
+        if asking is None or asking.startswith(_ASK_ABOUT_PROXIES):
+            return type(proxy)
+        return self._tracer.type_of(proxy.node)
 
-    builtins.isinstance = answer
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment, method-assign]  # put back below
-    try:
-        yield
-    finally:
-        builtins.isinstance = builtin
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
+        if arg is isinstance:
+            self._asking = frame.f_globals.get("__name__", "") if event == "c_call" else None
+        elif event == "call" and frame.f_code is _APPLY:
+            name = frame.f_locals["cls"].__name__
+            raise TraceError(f"it applies {name}, whose backward pass a graph would lose")
+
+    def __enter__(self) -> None:
+        self._former = sys.getprofile()
+        sys.setprofile(self._see)
+
+    def __exit__(self, *_: Any) -> None:
+        enable = getattr(self._former, "enable", None)  # a profiler in C, before Python 3.12
+        sys.setprofile(None if enable else self._former)
+        if enable:
+            enable()
 
 
+_APPLY = torch.autograd.Function.__dict__["apply"].__func__.__code__
 _ASK_ABOUT_PROXIES = ("torch.fx", "torch.overrides", "torch.nn.parameter", "torch.utils._pytree", __name__)
 
 
 @contextmanager
-def _no_random_numbers() -> Iterator[None]:
+def _no_random_numbers(refuse: bool) -> Iterator[None]:
     """Raise TraceError if Python's or NumPy's were drawn, and put them back; torch's are refused when drawn."""
     states: tuple[Any, Any] = random.getstate(), np.random.get_state()  # noqa: NPY002  # what users draw from
     try:
         yield
         drawn: Any = np.random.get_state()  # noqa: NPY002
-        if random.getstate() != states[0] or any(np.any(a != b) for a, b in zip(drawn, states[1], strict=True)):
+        changed = any(np.any(a != b) for a, b in zip(drawn, states[1], strict=True))
+        if refuse and (changed or random.getstate() != states[0]):
             raise TraceError("it draws random numbers")
     finally:
         random.setstate(states[0])
@@ -276,21 +321,26 @@ def _no_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> Iterator[None]:
+def _recording(traced: dict[str, nn.Module], reads: dict[str, dict[str, Any]], to_run: bool) -> Iterator[None]:
     """Give each module a class that notes what is read from the object, and refuses what is written to it."""
     former = {path: type(module) for path, module in traced.items()}
     try:
         for path, module in traced.items():
-            object.__setattr__(module, "__class__", _recorder(original_class(module), reads[path]))
+            object.__setattr__(module, "__class__", _recorder(original_class(module), reads[path], to_run))
         yield
     finally:
         for path, module in traced.items():
             object.__setattr__(module, "__class__", former[path])
 
 
-def _recorder(cls: type, reads: dict[str, Any]) -> type:
+def _recorder(cls: type, reads: dict[str, Any], to_run: bool) -> type:
     def note(name: str, value: Any) -> Any:
+        if to_run and _has_attributes(value):
+            return reads.setdefault(name, _Attributes(value))
         if not _is_constant(value):
+            if not to_run:
+                reads[name] = copy.copy(value) if isinstance(value, _CONTAINERS) else value
+                return value
             raise TraceError(f"it reads self.{name}, a {type(value).__name__}, whose changes could not be seen")
         reads[name] = value if isinstance(value, _BY_IDENTITY) else copy.deepcopy(value)
         return value
@@ -316,17 +366,64 @@ def _recorder(cls: type, reads: dict[str, Any]) -> type:
     return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
+class _Attributes:
+    """Stands for an object, such as a configuration, while a forward reads its attributes, and notes them."""
+
+    def __init__(self, value: Any) -> None:
+        self.__dict__.update(_value=value, _reads={})
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._value, name)
+        if not _is_constant(value):
+            raise TraceError(f"it reads the attribute {name} of a {type(self._value).__name__}, which is no constant")
+        self._reads[name] = copy.deepcopy(value)
+        return value
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TraceError(f"it uses a {type(self._value).__name__}, whose changes could not be seen")
+
+    __setattr__ = __bool__ = __eq__ = _refuse
+    __hash__ = None  # type: ignore[assignment]  # as that of any object with an equality of its own
+
+    def values(self) -> _Values:
+        """Return what was read."""
+        return _Values(self._reads)
+
+
+class _Values(dict[str, Any]):
+    """Attributes; it equals every object that has the same ones."""
+
+    def __eq__(self, other: object) -> bool:
+        return all(getattr(other, name, self) == value for name, value in self.items())
+
+    __hash__ = None
+
+
+def _has_attributes(value: Any) -> bool:
+    others = (Tensor, nn.Module, enum.Enum, tuple, frozenset, *_CONTAINERS, *_CONSTANTS)
+    return hasattr(value, "__dict__") and not isinstance(value, others) and not callable(value)
+
+
 def _put_back(modules: dict[str, nn.Module], reads: dict[str, dict[str, Any]]) -> list[str]:
     """Undo what a trace did to lists, sets and dicts, and name the attributes that held them."""
     changed = []
     for path, values in reads.items():
         for name, former in values.items():
             container: Any = getattr(modules[path], name)
-            if container != former:
+            if isinstance(former, _CONTAINERS) and type(former) is not _Values and not _same(container, former):
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(former)
                 changed.append(name)
     return changed
+
+
+def _same(container: Any, former: Any) -> bool:
+    if _is_constant(former):
+        return bool(container == former)
+    return len(container) == len(former) and all(
+        a is b and (not isinstance(container, dict) or container[a] is former[a])
+        for a, b in zip(container, former, strict=True)
+    )
 
 
 def _is_constant(value: Any) -> bool:
