@@ -1,10 +1,10 @@
 """The registered operators: their shapes for tracing, what they save, their derivatives of every order.
 
-An operator is one node to autograd, ``torch.compile`` and ``torch.export``; the registry picks the backend inside. Two
-autograd functions save for the backward pass: the fused path, in which a kernel finds statistics and normalizes with
-them, and the split path, in which the statistics are given. Both save ``x``, the parameters, and the residual only
-below an activation, and keep the statistics, which are neither input nor output; everything else is computed anew.
-Derivatives beyond the first, forward mode and ``torch.func`` differentiate `batchnorm.kernels.composite`.
+An operator is one node to autograd and ``torch.compile``; the registry picks the backend inside. Two autograd functions
+save for the backward pass: the fused path, in which a kernel finds statistics and normalizes with them, and the split
+path, in which the statistics are given. Both save ``x``, the parameters, and the residual only below an activation, and
+keep the statistics, which are neither input nor output; everything else is computed anew. Derivatives beyond the first,
+forward mode, ``torch.func`` and what is exported are made of `batchnorm.kernels.composite`.
 
 Registration goes through ``torch.library.Library`` and an autograd function, which costs less per call than
 ``torch.library.register_autograd`` (docs/decisions/0003).
@@ -21,6 +21,8 @@ from torch import Tensor
 from batchnorm.kernels import composite, eager, registry, watched
 from batchnorm.kernels.interface import Epilogue, Gradients, Reduction, Running, Statistics, Sums, statistics_dtype
 from batchnorm.statistics.policies import Policy
+
+_compiling = torch.compiler.is_compiling
 
 # What torch.library enters to reach the kernel below autograd; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
@@ -360,7 +362,7 @@ def collect(x: Tensor, reduction: Reduction, direct: bool) -> Statistics:
     """Return the statistics of ``x``, for a policy to look at; not differentiable, except under transforms."""
     if direct:
         return registry.select(x, reduction).collect(x.detach(), reduction)
-    if watched.transformed():
+    if watched.transformed() or watched.exporting():
         return composite.collect(x, reduction)
     return Statistics(*_ops.collect(x, *reduction))
 
@@ -372,7 +374,7 @@ def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float, dir
             out: list[Statistics] = []
             return _apply_fused(x, *epilogue[:3], reduction, epilogue, eps, True, out), out[0]
         return registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
-    if watched.transformed():
+    if watched.transformed() or watched.exporting():
         found = composite.collect(x, reduction)
         return composite.normalize(x, found, reduction, epilogue, eps).to(x.dtype), found
     y, *statistics = _ops.forward(x, *reduction, *epilogue, eps)
@@ -395,7 +397,7 @@ def normalize(
             y: Tensor = _apply_split(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, True)
             return y
         return registry.select(x, reduction, epilogue).normalize(x, statistics, reduction, epilogue, eps, out)
-    if watched.transformed():
+    if watched.transformed() or watched.exporting():
         return composite.normalize(x, statistics, reduction, epilogue, eps).to(x.dtype)
     if policy is not None and policy.merges and _needs_grad(x, epilogue):
         split: Tensor = _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, False)  # type: ignore[no-untyped-call]  # torch has no annotation here
@@ -457,7 +459,7 @@ def snapshot(running: Running) -> Running:
     A compiler computes cheap operations again in the backward pass, when the buffers have changed: it gets copies, by
     an operator that it does not compute again.
     """
-    if not torch.compiler.is_compiling():
+    if not _compiling():
         return running
     return Running(*(None if buffer is None else _ops.snapshot(buffer) for buffer in running))
 
@@ -468,7 +470,7 @@ def remember(running: Running, statistics: Statistics, factor: float | Tensor, f
     assert mean is not None
     if direct and plain_factor:
         registry.select(mean).update(running, statistics, factor, finite_only)
-    elif direct or not plain_factor or watched.batched(mean) or torch.compiler.is_compiling():
+    elif direct or not plain_factor or watched.batched(mean) or _compiling() or watched.exporting():
         # What traces sees torch's own operations, and a factor that is a tensor is not read on the host.
         eager.update(running, statistics, factor, finite_only)
     else:

@@ -34,6 +34,11 @@ def unobserved() -> bool:
     )
 
 
+def exporting() -> bool:
+    """Whether a program is recorded that runs elsewhere: by ``torch.export``, ``torch.jit.trace`` or an ONNX exporter."""
+    return torch.compiler.is_exporting() or (not _compiling() and (_jit_tracing() or torch.onnx.is_in_onnx_export()))
+
+
 def transformed(*tensors: Tensor) -> bool:
     """Whether derivatives are taken by ``torch.func``, in forward mode, or of many outputs at once.
 

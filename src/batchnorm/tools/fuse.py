@@ -139,8 +139,9 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     found = [chain for chain in patterns.chains(module, one.graph) if chain.what]
     for chain in found:
         watched |= {str(chain.call.target): {"activation": EXTRAS["activation"]}} | chain.conditions
+    replaced: dict[fx.Node, fx.Node] = {}
     for chain in found:
-        _rewrite(one.graph, chain)
+        _rewrite(one.graph, chain, replaced)
     conditions = [
         blocks.Condition(
             tuple(path.split(".")) if path else (),
@@ -164,15 +165,17 @@ def _path(module: nn.Module, one: trace.Trace) -> blocks.FusedPath | None:
     return blocks.FusedPath(one.graph, one.inputs, one.defaults, one.kind, tuple(conditions), paths_of)
 
 
-def _rewrite(graph: fx.Graph, chain: patterns.Chain) -> None:
+def _rewrite(graph: fx.Graph, chain: patterns.Chain, replaced: dict[fx.Node, fx.Node]) -> None:
     last = chain.nodes[-1]
+    residual = chain.residual if chain.residual is None else replaced.get(chain.residual, chain.residual)
     with graph.inserting_before(last):
         layer = graph.get_attr(str(chain.call.target))
-        options = {"residual": chain.residual, "activation": chain.activation, "in_place": chain.in_place}
+        options = {"residual": residual, "activation": chain.activation, "in_place": chain.in_place}
         fused = graph.call_function(
             blocks.normalize, (layer, chain.call.args[0]), {k: v for k, v in options.items() if v}
         )
     last.replace_all_uses_with(fused)
+    replaced[last] = fused
     for node in reversed(chain.nodes):
         graph.erase_node(node)
 
