@@ -66,7 +66,7 @@ def test_export_with_a_dynamic_batch(momentum: float | None, training: bool) -> 
 def _namespaces(program: torch.export.ExportedProgram | torch.jit.ScriptModule) -> set[str]:
     if isinstance(program, torch.export.ExportedProgram):
         targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
-        return {t.namespace for t in targets if isinstance(t, torch._ops.OpOverload)}  # noqa: SLF001  # torch's type of these
+        return {t.namespace for t in targets if isinstance(t, torch._ops.OpOverload)}  # torch's type of these
     return {node.kind().split("::")[0] for node in program.inlined_graph.nodes()}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
 from torch.nn import functional as F  # noqa: N812  # torch's own habit
 
 from batchnorm.kernels.activations import ACTIVATIONS

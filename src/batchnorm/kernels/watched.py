@@ -35,7 +35,7 @@ def unobserved() -> bool:
 
 
 def exporting() -> bool:
-    """Whether a program is recorded that runs elsewhere: by ``torch.export``, ``torch.jit.trace`` or an ONNX exporter."""
+    """Whether ``torch.export``, ``torch.jit.trace`` or an ONNX exporter records a program that runs elsewhere."""
     return torch.compiler.is_exporting() or (not _compiling() and (_jit_tracing() or torch.onnx.is_in_onnx_export()))
 
 
