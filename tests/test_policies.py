@@ -386,6 +386,30 @@ def test_ghost_in_evaluation_has_no_groups() -> None:
 
 
 @groups
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_permuted_ghost_batches(layout: str, masked: bool) -> None:
+    """Those of the samples in the order that torch's generator gives; a group is then not consecutive."""
+    torch.manual_seed(5)
+    order = torch.randperm(9)
+    groups = torch.empty(9, dtype=torch.long).scatter_(0, order, torch.arange(9) // 4)
+    assert (groups.diff() < 0).any()
+    given, options, call = make(shape=(9, 4, 5), layout=layout), {"groups": groups}, {}
+    if masked:
+        options["mask"] = call["mask"] = torch.rand(9, 1, 5, generator=torch.Generator().manual_seed(1)) < 0.7
+    torch.manual_seed(5)
+    check(given, options, statistics=batchnorm.Ghost(4, permuted=True), batches=3, **call)
+
+
+def test_permuted_ghost_batches_draw_in_training_only() -> None:
+    layer = layer1d(statistics=batchnorm.Ghost(4, permuted=True)).eval()
+    before = torch.get_rng_state()
+    layer(make(dtype=torch.float64)["x"])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert repr(layer.statistics) == "Ghost(size=4, permuted=True)"
+
+
+@groups
 def test_ghost_group_of_one_value_is_an_error() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
         batch_norm(make(shape=(9, 4))["x"], None, None, training=True, statistics=batchnorm.Ghost(4))

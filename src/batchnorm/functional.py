@@ -129,6 +129,20 @@ def batch_norm(
     policy = BATCH if statistics is None else statistics
     if mask is not None:
         mask = whole_mask(mask, x)
+    reordered = policy.reordered(x) if training else None
+    if reordered is not None:
+        order, policy = reordered
+        residual, mask = (None if t is None else t[order] for t in (residual, mask))
+        y = batch_norm(
+            *(x[order], running_mean, running_var, weight, bias, training, momentum, eps),
+            activation=activation,
+            residual=residual,
+            mask=mask,
+            statistics=policy,
+            num_batches_tracked=num_batches_tracked,
+            num_batches_skipped=num_batches_skipped,
+        )[order.argsort()]
+        return y if out is None else out.copy_(y)
     reduction = policy.reduction(x, mask) if training else None
     _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
     epilogue = Epilogue(weight, bias, residual, activation, mask)

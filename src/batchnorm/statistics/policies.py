@@ -105,6 +105,10 @@ class Policy:
         """Return the parts of a batch of so many samples, each of which the layer normalizes by itself."""
         return (Part(None, {}, self),)
 
+    def reordered(self, x: Tensor) -> tuple[Tensor, Policy] | None:  # noqa: ARG002  # for those who do
+        """Return the order (N,) in which samples are to be normalized in training, and by which policy; None: as is."""
+        return None
+
     def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:
         """Return which values of ``x`` share statistics in training, or None to normalize with the running ones.
 
@@ -200,6 +204,9 @@ class Ghost(Policy):
     ----------
     size : int
         Samples in a group. The last group of a batch may be shorter.
+    permuted : bool, default=False
+        Whether groups are drawn at random for each batch (from torch's generator) instead of consecutively, so that
+        what lies together in a batch, such as views of one image, does not share statistics.
 
     Raises
     ------
@@ -224,6 +231,7 @@ class Ghost(Policy):
     """
 
     size: int
+    permuted: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -232,6 +240,10 @@ class Ghost(Policy):
             raise ValueError(
                 f"the size of a ghost batch must be an integer of at least 1 sample; got {self.size!r}. Try 32."
             )
+
+    def reordered(self, x: Tensor) -> tuple[Tensor, Policy] | None:
+        """Return a random order, where that was asked for."""
+        return (torch.randperm(x.shape[0], device=x.device), replace(self, permuted=False)) if self.permuted else None
 
     def reduction(self, x: Tensor, mask: Tensor | None) -> Reduction | None:
         """Return groups of the batch."""
