@@ -215,9 +215,33 @@ def test_import_rules(path: Path) -> None:
 
 def test_importing_the_package_loads_neither_lab_nor_its_packages() -> None:
     program = (
-        "import sys, batchnorm; "
+        "import sys, batchnorm, batchnorm.api; "
         "print([m for m in ('batchnorm.lab', 'batchnorm.reference', 'batchnorm.checker', "
         "'matplotlib', 'rich', 'tyro', 'sklearn', 'triton') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import batchnorm.checker, batchnorm.reference",
+        "import batchnorm.lab.cli as cli; cli.main(['--version'])",
+        "import batchnorm.lab.cli as cli; cli.main(['train', '--help'])",
+    ],
+)
+def test_what_needs_no_torch_does_not_wait_for_it(program: str) -> None:
+    ended = "\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\ntry: {program}{ended}"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.split()[-1] == "False", done.stderr
+
+
+def test_the_public_names() -> None:
+    import batchnorm
+
+    assert {"BatchNorm2d", "convert", "diagnose", "fold", "functional", "__version__"} <= set(dir(batchnorm))
+    with pytest.raises(AttributeError, match="no attribute 'Batchnorm2d'"):
+        batchnorm.Batchnorm2d  # noqa: B018  # a misspelt name
