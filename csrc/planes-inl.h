@@ -192,18 +192,6 @@ class PlaneWalk {
 
   static BATCHNORM_INLINE void prefetch(const T* p) { __builtin_prefetch(p); }
 
-  // Small planes are too short for the processor to foresee anything: those of a bundle, which are contiguous in a
-  // sample, are asked for together, sample by sample.
-  template <bool write, class Tensor>
-  BATCHNORM_INLINE void warm(const Tensor& t, int64_t c0, int64_t c1) const {
-    if (bundle_ == 1 || t.channel_stride != inner_) return;
-    const int64_t length = (c1 - c0) * inner_;
-    for (int64_t n = 0; n < samples_; ++n) {
-      const T* p = at(t, {n, c0, 0, length});
-      for (int64_t i = 0; i < length; i += 64 / kSize) __builtin_prefetch(p + i, write, 2);
-    }
-  }
-
   // Call body(first channel, last channel) for every bundle.
   template <class Body>
   void for_each_bundle(const Body& body) const {
@@ -397,7 +385,7 @@ class Planes : public PlaneWalk<T> {
     Scratch<Channel<F>> channels(channels_);
     for (int64_t c = 0; c < channels_; ++c) channels[c] = channel_of<F>(call_, c);
     const bool streams = streams_to(call_.y);
-    this->for_each_line([&](const Line& line) { normalize_line(line, channels[line.c], streams); });
+    this->for_each_line([&](const Line& line) BATCHNORM_INLINE_LAMBDA { normalize_line(line, channels[line.c], streams); });
   }
 
   void forward() const {
@@ -451,14 +439,11 @@ class Planes : public PlaneWalk<T> {
     Scratch<Channel<F>> channels(channels_);
     const bool streams = streams_to(call_.y);
     this->for_each_bundle([&](int64_t c0, int64_t c1) {
-      this->template warm<false>(call_.x, c0, c1);
       for (int64_t c = c0; c < c1; ++c) {
         const Moments whole = this->moments(pieces, c);
         this->keep_statistics(c, this->origin(pieces, c), &whole, 1);
         channels[c] = channel_of<F>(call_, c);
       }
-      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
-      if (!streams) this->template warm<true>(call_.y, c0, c1);
       this->for_each_line_of(c0, c1, [&](const Line& line) { normalize_line(line, channels[line.c], streams); });
     });
   }
@@ -482,15 +467,11 @@ class Planes : public PlaneWalk<T> {
     Scratch<Numbers> numbers(channels_);
     const bool streams = streams_to(call_.dx) && streams_to(call_.dresidual);
     this->for_each_bundle([&](int64_t c0, int64_t c1) {
-      this->template warm<false>(call_.x, c0, c1);
-      this->template warm<false>(call_.dy, c0, c1);
-      if constexpr (has_residual) this->template warm<false>(call_.residual, c0, c1);
       for (int64_t c = c0; c < c1; ++c) {
         const Sums whole = sums(pieces, c, channel_of<F>(call_, c));
         keep_sums(c, &whole, 1);
         numbers[c] = numbers_of(c);
       }
-      if (!streams) this->template warm<true>(call_.dx, c0, c1);
       this->for_each_line_of(c0, c1, [&](const Line& line) { apply_line(line, numbers[line.c], streams); });
     });
   }
@@ -509,7 +490,7 @@ class Planes : public PlaneWalk<T> {
     return mask == nullptr ? ones.bytes : mask + line.n * inner_ + line.first;
   }
 
-  void normalize_line(const Line& line, const Channel<F> channel, bool streams) const {
+  BATCHNORM_INLINE void normalize_line(const Line& line, const Channel<F> channel, bool streams) const {
     const T *px = at(call_.x, line), *pr = at_residual(line);
     T* py = at(call_.y, line);
     const Mask kept = at_mask(call_.kept, line);
