@@ -245,3 +245,13 @@ def test_the_public_names() -> None:
     assert {"BatchNorm2d", "convert", "diagnose", "fold", "functional", "__version__"} <= set(dir(batchnorm))
     with pytest.raises(AttributeError, match="no attribute 'Batchnorm2d'"):
         batchnorm.Batchnorm2d  # noqa: B018  # a misspelt name
+
+
+@pytest.mark.parametrize("room", sorted({_parts(p)[0] for p in _files()} - {"__init__"}))
+def test_each_room_can_be_imported_first(room: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import batchnorm.{room}"], check=True)
+
+
+def test_a_part_of_the_lab_can_be_imported_first() -> None:
+    """It imports layers, and these ``from batchnorm import functional``, before anybody has used a public name."""
+    subprocess.run([sys.executable, "-c", "import batchnorm.lab.experiments.run"], check=True)

@@ -9,6 +9,7 @@ the difference.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __version__ = "0.1.0.dev0"
 def __getattr__(name: str) -> Any:
     """Import the public names at the first use of one: torch takes seconds, and much here does without."""
     if not name.startswith("_"):
+        if importlib.util.find_spec(f"batchnorm.{name}") is not None:  # the modules import each other by this way
+            return importlib.import_module(f"batchnorm.{name}")
         public = vars(importlib.import_module("batchnorm.api"))
         if name in public:
             globals()[name] = public[name]
