@@ -16,20 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 import batchnorm
+import command
 import steps
 from batchnorm.lab.bench import measure, table
 from batchnorm.lab.bench.config import PAIRS, QUICK_PAIRS, Dtype, Layout, Sampling
 from batchnorm.lab.bench.gate import GateError
 from batchnorm.lab.bench.measure import Arm, Spread
 from batchnorm.lab.bench.rows import Machine, Row
-from batchnorm.lab.bench.run import RedGate, Suite, bench
 from batchnorm.lab.bench.worker import serve
-from batchnorm.lab.errors import LabError
-from batchnorm.lab.terminal import console, print_table
 from batchnorm.lab.wording import Table
 
 Network = Literal["resnet50", "mobilenetv2", "detector"]
@@ -298,25 +295,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print; exit codes as of batchnorm bench."""
     if arguments[:1] == ["--worker"]:
         return serve(FoldingConfig, cases, _check_all, measure_case)
-    out = console()
-    if not out.is_terminal:
-        out.width = steps.PIPE_WIDTH
-    try:
-        config = tyro.cli(FoldingConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,)).resolved()
-        suite = Suite("folding", FoldingRow, (sys.executable, __file__, "--worker"), len(cases(config)))
-        run = bench(config, suite, out)
-    except LabError as error:
-        sys.stderr.write(f"folding.py: error: {error}\n")
-        return 2
-    except RedGate as red:
-        sys.stderr.write(f"folding.py: a wrong answer, so no numbers: {red}\n")
-        return 1
-    if run.rows:
-        print_table(out, folding_table(run.rows))
-        for line in table.machines(run.rows):
-            out.print(line)
-    print(f"\nresults: {run.path}")
-    return 130 if run.interrupted else 0
+    return command.run(__file__, FoldingConfig, FoldingRow, cases, folding_table, arguments)
 
 
 if __name__ == "__main__":

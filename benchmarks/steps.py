@@ -22,24 +22,21 @@ from pathlib import Path
 from typing import ClassVar, Literal, cast
 
 import torch
-import tyro
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own way
 
 import batchnorm
-from batchnorm.lab.bench import arms, measure, table
+import command
+from batchnorm.lab.bench import arms, measure
 from batchnorm.lab.bench.config import PAIRS, QUICK_PAIRS, Dtype, Layout, Sampling
 from batchnorm.lab.bench.gate import GateError
 from batchnorm.lab.bench.measure import Arm, Samples, Spread
 from batchnorm.lab.bench.rows import Machine, Row
-from batchnorm.lab.bench.run import RedGate, Suite, bench
 from batchnorm.lab.bench.worker import serve
-from batchnorm.lab.errors import LabError
 from batchnorm.lab.models import Normalization, residual
 from batchnorm.lab.models.initializers import initialize
 from batchnorm.lab.models.recipe import Recipe
 from batchnorm.lab.models.resnet import ResNet
-from batchnorm.lab.terminal import console, print_table
 from step_rows import ARMS, StepRow, steps_table
 
 Network = Literal["resnet18", "resnet50"]
@@ -55,7 +52,6 @@ LUCK = {"float32": 2e-3, "bfloat16": 5e-2}
 # bfloat16 have no right digit in either arm, and nothing could be told from them.
 GATE_WEIGHT = 0.1
 GATE_BATCH, GATE_RESOLUTION = 4, 64
-PIPE_WIDTH = 240
 
 
 @dataclass(frozen=True)
@@ -353,25 +349,7 @@ def main(arguments: Sequence[str]) -> int:
         return serve(StepsConfig, cases, _check_all, measure_step)
     if arguments[:1] == ["--peak"]:
         return _steps_for_peak()
-    out = console()
-    if not out.is_terminal:
-        out.width = PIPE_WIDTH
-    try:
-        config = tyro.cli(StepsConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,)).resolved()
-        suite = Suite("steps", StepRow, (sys.executable, __file__, "--worker"), len(cases(config)))
-        run = bench(config, suite, out)
-    except LabError as error:
-        sys.stderr.write(f"steps.py: error: {error}\n")
-        return 2
-    except RedGate as red:
-        sys.stderr.write(f"steps.py: a wrong answer, so no numbers: {red}\n")
-        return 1
-    if run.rows:
-        print_table(out, steps_table(run.rows))
-        for line in table.machines(run.rows):
-            out.print(line)
-    print(f"\nresults: {run.path}")
-    return 130 if run.interrupted else 0
+    return command.run(__file__, StepsConfig, StepRow, cases, steps_table, arguments)
 
 
 if __name__ == "__main__":

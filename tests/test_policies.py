@@ -401,6 +401,18 @@ def test_permuted_ghost_batches(layout: str, masked: bool) -> None:
     check(given, options, statistics=batchnorm.Ghost(4, permuted=True), batches=3, **call)
 
 
+def test_permuted_ghost_batches_write_where_they_are_told() -> None:
+    x, policy = make(shape=(9, 4))["x"][:8], batchnorm.Ghost(4, permuted=True)
+    out = torch.empty_like(x)
+    torch.manual_seed(0)
+    given = batch_norm(x, None, None, training=True, statistics=policy, out=out)
+    torch.manual_seed(0)
+    torch.testing.assert_close(given, batch_norm(x, None, None, training=True, statistics=policy), rtol=0, atol=0)
+    assert given is out
+    with pytest.raises(ValueError, match="out must be a tensor of shape"):
+        batch_norm(x, None, None, training=True, statistics=policy, out=out[:2])
+
+
 def test_permuted_ghost_batches_draw_in_training_only() -> None:
     layer = layer1d(statistics=batchnorm.Ghost(4, permuted=True)).eval()
     before = torch.get_rng_state()

@@ -358,11 +358,16 @@ def _needs_grad(x: Tensor, epilogue: Epilogue) -> bool:
     return False
 
 
+def _decomposed() -> bool:
+    """Whether a call is made of torch's own operations, for who differentiates or records them."""
+    return watched.transformed() or watched.exporting()
+
+
 def collect(x: Tensor, reduction: Reduction, direct: bool) -> Statistics:
     """Return the statistics of ``x``, for a policy to look at; not differentiable, except under transforms."""
     if direct:
         return registry.select(x, reduction).collect(x.detach(), reduction)
-    if watched.transformed() or watched.exporting():
+    if _decomposed():
         return composite.collect(x, reduction)
     return Statistics(*_ops.collect(x, *reduction))
 
@@ -374,7 +379,7 @@ def forward(x: Tensor, reduction: Reduction, epilogue: Epilogue, eps: float, dir
             out: list[Statistics] = []
             return _apply_fused(x, *epilogue[:3], reduction, epilogue, eps, True, out), out[0]
         return registry.select(x, reduction, epilogue).forward(x, reduction, epilogue, eps)
-    if watched.transformed() or watched.exporting():
+    if _decomposed():
         found = composite.collect(x, reduction)
         return composite.normalize(x, found, reduction, epilogue, eps).to(x.dtype), found
     y, *statistics = _ops.forward(x, *reduction, *epilogue, eps)
@@ -397,7 +402,7 @@ def normalize(
             y: Tensor = _apply_split(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, True)
             return y
         return registry.select(x, reduction, epilogue).normalize(x, statistics, reduction, epilogue, eps, out)
-    if watched.transformed() or watched.exporting():
+    if _decomposed():
         return composite.normalize(x, statistics, reduction, epilogue, eps).to(x.dtype)
     if policy is not None and policy.merges and _needs_grad(x, epilogue):
         split: Tensor = _Split.apply(x, *epilogue[:3], statistics, reduction, epilogue, eps, policy, False)  # type: ignore[no-untyped-call]  # torch has no annotation here

@@ -129,6 +129,8 @@ def batch_norm(
     policy = BATCH if statistics is None else statistics
     if mask is not None:
         mask = whole_mask(mask, x)
+    if out is not None:
+        _check_out(out, x, residual, weight, bias)
     reordered = policy.reordered(x) if training else None
     if reordered is not None:
         order, policy = reordered
@@ -146,9 +148,6 @@ def batch_norm(
     reduction = policy.reduction(x, mask) if training else None
     _check_settings(x, running_mean, running_var, reduction is not None, eps, activation, count)
     epilogue = Epilogue(weight, bias, residual, activation, mask)
-    if out is not None:
-        _check_out(out, x, residual, weight, bias)
-
     if reduction is None:
         assert running_mean is not None
         assert running_var is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import batchnorm
 from batchnorm.probes import DEFAULT, PROBES, Step, make_probes
 from batchnorm.tools import swap
+from batchnorm.tools.preserve import uncompiled
 from probes.networks import batch, convnet, loss_of, momentum, probed
 
 OPTIMIZERS = {
@@ -183,6 +185,27 @@ def test_watching_may_end_in_any_order() -> None:
     assert one.measure(step).layers == {}
     assert set(other.measure(step).layers) == {"1", "2.bn1", "2.bn2", "6"}
     assert [sorted(vars(m)) for m in model.modules()] == before
+
+
+def test_what_is_compiled_runs_compiled_again_after_blocks_that_end_in_any_order() -> None:
+    """Each block that put back what it had found left the compiler switched off for the process."""
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x + 1, backend=backend)
+    first, second = uncompiled(), uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled(torch.zeros(2))
+    assert not graphs
+    second.__exit__(None, None, None)
+    compiled(torch.zeros(2))
+    assert len(graphs) == 1
 
 
 def test_fused_paths_stay_fused_while_they_are_watched() -> None:

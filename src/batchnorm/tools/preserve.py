@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -122,16 +122,31 @@ def random_state(model: nn.Module) -> Iterator[RandomState]:
         former.put_back()
 
 
+_blocks_open = 0
+_stance = ExitStack()
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run what ``torch.compile`` has compiled as it was written, so that hooks are called and modes are looked at.
+
+    Blocks may end in any order: the first to begin changes torch's setting, which holds for the process, and the last
+    to end puts it back.
 
     Yields
     ------
     None
     """
+    global _blocks_open
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and looking would import the compiler
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    if _blocks_open == 0:
+        _stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _blocks_open += 1
+    try:
         yield
+    finally:
+        _blocks_open -= 1
+        if _blocks_open == 0:
+            _stance.close()
