@@ -76,7 +76,7 @@ MODELS_ORDER = [
     {"building"},
 ]
 TOOLS_ORDER = [
-    {"copies", "walk", "report", "swap", "preserve"},
+    {"copies", "walk", "report", "swap", "preserve", "examples", "stand_ins"},
     {"graph"},
     {"affine", "linear", "patterns", "transactions", "masked", "freeze", "merge", "recalibrate"},
     {"certificate", "fuse"},

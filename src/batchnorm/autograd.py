@@ -340,7 +340,7 @@ def _composite_backward(dy: Tensor, x: Tensor, call: _Values, policy: Policy | N
 
 # The way in. An operator can be called in two ways with the same result: through torch's dispatcher, where tracing,
 # modes, transforms and profilers see it, or, where `direct`, without it. That costs less: on 60 x 100 values, without
-# a gradient, 12 us instead of 17.
+# a gradient, 6 us instead of 19 (one thread, AVX-512).
 
 
 # What `apply` ends in, without its looking for transforms.

@@ -17,7 +17,7 @@ import batchnorm
 from batchnorm.reference import folding
 from batchnorm.tools import certificate, linear
 from batchnorm.tools.affine import affine
-from batchnorm.tools.fold import AddActivation, OfRank
+from batchnorm.tools.stand_ins import AddActivation, OfRank
 
 INPUTS = 10_000
 

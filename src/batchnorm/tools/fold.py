@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own habit
 
-from batchnorm.kernels.activations import ACTIVATIONS
 from batchnorm.tools import certificate, linear, preserve, swap
 from batchnorm.tools.affine import Affine, affine, applied, obstacle
 from batchnorm.tools.copies import copied
+from batchnorm.tools.examples import Examples
 from batchnorm.tools.graph import blocks
 from batchnorm.tools.graph.dataflow import is_observed, regions
 from batchnorm.tools.patterns import describe, nodes_in
 from batchnorm.tools.report import LEFT_ALONE, Report, Row
+from batchnorm.tools.stand_ins import AddActivation, OfRank, Undo
 from batchnorm.tools.walk import normalizations, require_module, require_normalization
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,83 +44,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 #: What a forward may ask of a weight that is about to change: that of the folded one is the same.
 _LASTING = {"dtype", "device", "shape", "ndim"}
-
-
-class AddActivation(nn.Module):
-    """Add a residual, if one is given, and apply an activation: what remains of a folded layer of this package.
-
-    Parameters
-    ----------
-    activation : str or None
-        A name as in `batchnorm.BatchNorm2d`.
-    """
-
-    def __init__(self, activation: str | None) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's name for it
-        """Return ``activation(input + residual)``."""
-        y = input if residual is None else input + residual
-        return y if self.activation is None else ACTIVATIONS[self.activation].function(y)
-
-    def extra_repr(self) -> str:
-        """Return the activation."""
-        return f"activation={self.activation!r}"
-
-
-class OfRank(nn.Module):
-    """Return the input, and refuse one of another rank: in that one the channels would lie on another axis.
-
-    Parameters
-    ----------
-    rank : int
-        Number of dimensions.
-    """
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name for it
-        """Return ``input``.
-
-        Raises
-        ------
-        ValueError
-            It has another rank.
-        """
-        if input.dim() != self.rank:
-            raise ValueError(
-                f"the normalization that was here was folded for inputs of rank {self.rank}; got rank {input.dim()}. "
-                "Pass fold inputs like this one as example_inputs."
-            )
-        return input
-
-    def extra_repr(self) -> str:
-        """Return the rank."""
-        return str(self.rank)
-
-
-class Undo:
-    """The way back from a fold: every module, parameter and flag that it has exchanged."""
-
-    def __init__(self) -> None:
-        self._former: list[tuple[dict[str, Any], str, Any]] = []
-
-    def __len__(self) -> int:
-        return len(self._former)
-
-    def exchange(self, owner: dict[str, Any], name: str, value: Any) -> None:
-        """Put ``value`` under a name, and remember the former one."""
-        self._former.append((owner, name, owner[name]))
-        owner[name] = value
-
-    def restore(self) -> None:
-        """Put back the modules and parameters that were there before: the same objects, with the same bits."""
-        while self._former:
-            owner, name, value = self._former.pop()
-            owner[name] = value
 
 
 @overload
@@ -232,7 +156,7 @@ def fold(
         )
     model = model if inplace else copied(model)
     changes = Undo()
-    examples = _Examples.of(example_inputs)
+    examples = Examples.of(example_inputs)
     try:
         with torch.no_grad(), preserve.random_state(model), _unfused(model):
             if examples is not None:
@@ -251,39 +175,6 @@ def fold(
     return tuple(results) if len(results) > 1 else model
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """The arguments of one call."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, inputs: Any) -> _Examples | None:
-        if inputs is None:
-            return None
-        if isinstance(inputs, dict):
-            return cls((), inputs)
-        return cls(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
-
-    def double(self) -> _Examples:
-        args, kwargs = torch.utils._pytree.tree_map(_double, (self.args, self.kwargs))  # noqa: SLF001  # as torch's own
-        return _Examples(args, kwargs)
-
-    def run(self, model: nn.Module) -> list[Tensor]:
-        args, kwargs = torch.utils._pytree.tree_map(_clone, (self.args, self.kwargs))  # noqa: SLF001  # as above
-        leaves = torch.utils._pytree.tree_leaves(model(*args, **kwargs))  # noqa: SLF001  # as above
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 @contextlib.contextmanager
 def _unfused(model: nn.Module) -> Iterator[None]:
     """Give each block of a converted model its own forward; after a fold its paths check their conditions again."""
@@ -297,7 +188,7 @@ def _unfused(model: nn.Module) -> Iterator[None]:
             blocks.install(module, paths)
 
 
-def _verify(model: nn.Module, examples: _Examples) -> None:
+def _verify(model: nn.Module, examples: Examples) -> None:
     """Fold a copy in float64, where nothing is rounded that matters, and compare its outputs before and after."""
     twin, doubled = copied(model).double(), examples.double()
     try:
@@ -348,7 +239,7 @@ class _No(Exception):  # noqa: N818  # no error: a reason
 class _Fold:
     """One run over a model."""
 
-    def __init__(self, model: nn.Module, examples: _Examples | None, changes: Undo) -> None:
+    def __init__(self, model: nn.Module, examples: Examples | None, changes: Undo) -> None:
         self.model, self.changes = model, changes
         self.found = normalizations(model)
         self.layers = {layer for _, layer, _ in self.found}
@@ -407,7 +298,7 @@ class _Fold:
     def _of(self, module: nn.Module) -> _Calls:
         return self.calls.setdefault(module, _Calls())
 
-    def _observe(self, examples: _Examples) -> dict[nn.Module, _Seen]:
+    def _observe(self, examples: Examples) -> dict[nn.Module, _Seen]:
         """Run the model, and note what its layers get and where it came from."""
         seen: dict[nn.Module, _Seen] = {}
         made: dict[int, nn.Module] = {}
